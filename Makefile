@@ -1,0 +1,40 @@
+# WavCube for s3prl, ESPnet and SpeechBrain. `make help` lists the targets.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.ready
+DEMO   ?= demo_output
+
+.PHONY: help env demo test lint format bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+env: $(STAMP)  ## build .venv from the tested versions (done once; the other targets do it by themselves)
+
+$(STAMP): setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/wavcube install-s3prl
+	@touch $@
+
+demo: $(STAMP)  ## the main job: real speech through the model and through s3prl, with a report in $(DEMO)/
+	$(BIN)/python -m wavcube_plugins.demo --out $(DEMO)
+
+test: $(STAMP)  ## run the test suite, offline
+	$(BIN)/python -m pytest tests
+
+lint: $(STAMP)  ## check formatting and style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## speed and memory of encode and decode on this machine
+	$(BIN)/python benchmarks/speed.py
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info

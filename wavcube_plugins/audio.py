@@ -1,0 +1,306 @@
+"""Reading, writing, resampling, checking and batching of waveforms."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+from torch import Tensor
+
+from wavcube_plugins.files import atomic_path
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".sph")
+
+# Suffixes we write, with libsndfile's names of the format and of the encoding (None is the format's own choice).
+_WRITERS = {
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".aiff": ("AIFF", "PCM_16"),
+    ".aif": ("AIFF", "PCM_16"),
+    ".au": ("AU", "PCM_16"),
+    ".w64": ("W64", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".opus": ("OGG", "OPUS"),
+    ".mp3": ("MP3", None),
+}
+
+# Files are read and written in blocks: many channels never stand in memory together, a header that lies about its
+# length allocates nothing, and libsndfile's Vorbis encoder overflows its stack on very long buffers.
+_BLOCK = 1 << 18
+
+# Rates outside this range are broken headers; resampling them would cost memory without end.
+_LOWEST_RATE, _HIGHEST_RATE = 1000, 1_000_000
+
+# Zero crossings on each side of the resampling filter, and its cutoff as a part of the lower Nyquist frequency.
+_FILTER_WIDTH, _ROLLOFF = 32, 0.99
+
+# torchaudio's resampler tabulates its filter for every phase; above this many numbers (odd pairs of rates such as
+# 22,254 and 16,000 Hz) the table would take gigabytes.
+_LARGEST_FILTER_TABLE = 2_000_000
+
+
+class AudioError(ValueError):
+    """A file or a waveform cannot be used; the message names it and says why."""
+
+
+class AudioWarning(UserWarning):
+    """A file was used, but not as it is; the message names it and says what was done."""
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file's header says: frames are samples per channel."""
+
+    sample_rate: int
+    num_frames: int
+    num_channels: int
+
+    @property
+    def seconds(self) -> float:
+        return self.num_frames / self.sample_rate
+
+
+def read_info(path: str | os.PathLike) -> AudioInfo:
+    """Read sample rate, length and channels from a file's header.
+
+    Raises:
+        AudioError: the file does not exist or is no audio that libsndfile reads.
+    """
+    with _open(path) as file:
+        return AudioInfo(file.samplerate, file.frames, file.channels)
+
+
+def read_audio(
+    path: str | os.PathLike,
+    sample_rate: int = 16000,
+    *,
+    start: int = 0,
+    num_frames: int | None = None,
+) -> Tensor:
+    """Read a file as one mono float32 waveform at the wanted sample rate.
+
+    Args:
+        path: Any format libsndfile reads.
+        sample_rate: Wanted rate in Hz; other rates are resampled.
+        start: First sample to read, counted at the file's own rate.
+        num_frames: Samples to read, at the file's own rate; None reads to the end. Fewer come back where the file
+            ends earlier.
+
+    Returns:
+        The waveform (T,), in -1 … 1. Several channels are averaged, with an `AudioWarning` that says so.
+
+    Raises:
+        AudioError: unreadable, cut short, empty, or with samples that are not finite; the message names the file.
+    """
+    with _open(path) as file:
+        rate, channels = file.samplerate, file.channels
+        available = file.frames - start
+        if start and available <= 0:
+            raise AudioError(f"{path}: ends at sample {file.frames}, before the wanted start at {start}")
+        wanted = available if num_frames is None else min(num_frames, available)
+        blocks, missing = [], wanted
+        try:
+            file.seek(start)
+            while missing > 0:
+                block = file.read(min(_BLOCK, missing), dtype="float32", always_2d=True)
+                if not len(block):
+                    break
+                if not np.isfinite(block).all():
+                    raise AudioError(f"{path}: has samples that are NaN or infinite")
+                blocks.append(block[:, 0] if channels == 1 else block.mean(axis=1))
+                missing -= len(block)
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{path}: broken or cut short, {_reason(error)}") from error
+        # An MP3 header gives an estimate where it gives anything; the other formats count exactly.
+        allowed = wanted // 100 + 4096 if file.format == "MP3" else 0
+    if missing > allowed:
+        raise AudioError(f"{path}: cut short, {wanted - missing} of {wanted} samples could be read")
+    if not blocks:
+        raise AudioError(f"{path}: has no samples")
+    if channels > 1:
+        warnings.warn(f"{path}: {channels} channels, mixed down to one", AudioWarning, stacklevel=2)
+    return resample(torch.from_numpy(np.concatenate(blocks)), rate, sample_rate)
+
+
+def write_audio(path: str | os.PathLike, waveform: Tensor, sample_rate: int = 16000) -> None:
+    """Write a mono waveform (T,) as 16-bit audio in the format of the path's suffix, atomically.
+
+    Samples outside -1 … 1 are clipped.
+
+    Raises:
+        AudioError: the suffix names no format that we write, or the waveform is not mono or not finite.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in _WRITERS:
+        raise AudioError(f"{path}: cannot write audio as {suffix or 'a file without suffix'!r}; use .wav or .flac")
+    if waveform.ndim != 1:
+        raise AudioError(f"{path}: a waveform to write must have shape (samples,), got {tuple(waveform.shape)}")
+    samples = waveform.detach().float().clamp(-1, 1).cpu().numpy()
+    if not np.isfinite(samples).all():
+        raise AudioError(f"{path}: the waveform to write has NaN samples")
+    container, encoding = _WRITERS[suffix]
+    try:
+        with (
+            atomic_path(path) as temporary,
+            soundfile.SoundFile(temporary, "w", sample_rate, 1, encoding, format=container) as file,
+        ):
+            for begin in range(0, len(samples), _BLOCK):
+                file.write(samples[begin : begin + _BLOCK])
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{path}: cannot be written, {_reason(error)}") from error
+
+
+def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
+    """Resample (..., T) with a windowed sinc; T becomes ceil(T * target_rate / source_rate)."""
+    if source_rate == target_rate:
+        return waveform
+    divisor = math.gcd(source_rate, target_rate)
+    phases, period = target_rate // divisor, source_rate // divisor
+    reach = math.ceil(_FILTER_WIDTH * source_rate / (min(source_rate, target_rate) * _ROLLOFF))
+    if phases * (2 * reach + period) > _LARGEST_FILTER_TABLE:
+        return _resample_directly(waveform, period, phases, reach)
+    return torchaudio.functional.resample(
+        waveform, source_rate, target_rate, lowpass_filter_width=_FILTER_WIDTH, rolloff=_ROLLOFF
+    )
+
+
+def _resample_directly(waveform: Tensor, source_rate: int, target_rate: int, reach: int) -> Tensor:
+    # torchaudio's filter (sinc under a Hann window), evaluated where it is needed instead of tabulated.
+    cutoff = min(source_rate, target_rate) * _ROLLOFF / source_rate
+    length = -(-waveform.shape[-1] * target_rate // source_rate)
+    taps = 2 * reach + 1
+    windows = torch.nn.functional.pad(waveform, (reach, reach + 1)).unfold(-1, taps, 1)
+    pieces = []
+    for begin in range(0, length, _BLOCK // taps):
+        numerators = torch.arange(begin, min(begin + _BLOCK // taps, length), device=waveform.device) * source_rate
+        nearest = numerators // target_rate
+        fraction = (numerators % target_rate).double() / target_rate
+        offsets = torch.arange(-reach, reach + 1, device=waveform.device) - fraction[:, None]
+        phase = (offsets * cutoff).clamp(-_FILTER_WIDTH, _FILTER_WIDTH)
+        kernel = torch.sinc(phase) * torch.cos(phase * (math.pi / 2 / _FILTER_WIDTH)).square() * cutoff
+        pieces.append((windows[..., nearest, :] * kernel.to(waveform.dtype)).sum(-1))
+    return torch.cat(pieces, dim=-1)
+
+
+def pad_batch(waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Stack waveforms of different lengths, padded with zeros at their ends.
+
+    Args:
+        waveforms: Tensors (T_i,).
+
+    Returns:
+        The batch (B, T) and the lengths (B,) in samples.
+    """
+    lengths = torch.tensor([len(waveform) for waveform in waveforms], device=waveforms[0].device)
+    return torch.nn.utils.rnn.pad_sequence(list(waveforms), batch_first=True), lengths
+
+
+def check_waveforms(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
+    """Check a batch of waveforms and return its lengths.
+
+    Args:
+        waveforms: (B, T), floating point and finite.
+        lengths: (B,) valid samples, or None when every item is whole.
+
+    Returns:
+        Lengths (B,), int64, on the waveforms' device.
+
+    Raises:
+        ValueError: wrong type, rank or dtype, empty, not finite, or lengths that do not fit.
+    """
+    if not isinstance(waveforms, Tensor):
+        raise ValueError(f"waveforms must be a torch.Tensor, got {type(waveforms).__name__}")
+    if waveforms.ndim != 2:
+        raise ValueError(f"waveforms must have shape (batch, samples), got {tuple(waveforms.shape)}")
+    if not waveforms.is_floating_point():
+        raise ValueError(f"waveforms must be floating point in -1 … 1, got {waveforms.dtype}; divide integers first")
+    if 0 in waveforms.shape:
+        raise ValueError(f"waveforms must not be empty, got shape {tuple(waveforms.shape)}")
+    lengths = check_lengths(lengths, waveforms, "samples")
+    if not torch.isfinite(waveforms.sum()):
+        valid = length_mask(lengths, waveforms.shape[1])
+        broken = (~torch.isfinite(waveforms) & valid).any(dim=1)
+        if broken.any():
+            raise ValueError(f"waveform {int(broken.int().argmax())} of the batch has NaN or infinite samples")
+    return lengths
+
+
+def check_lengths(lengths: Tensor | Sequence[int] | None, batch: Tensor, unit: str) -> Tensor:
+    """Check lengths (B,) against a padded batch (B, T, ...) and return them as int64 on its device.
+
+    Raises:
+        ValueError: another number of lengths than items, not whole numbers, or outside 1 … T.
+    """
+    size, longest = batch.shape[:2]
+    if lengths is None:
+        return torch.full((size,), longest, device=batch.device)
+    lengths = torch.as_tensor(lengths, device=batch.device)
+    if lengths.is_floating_point() or lengths.dtype == torch.bool:
+        raise ValueError(f"lengths must be whole numbers of {unit}, got {lengths.dtype}")
+    if lengths.shape != (size,):
+        raise ValueError(f"lengths must have shape ({size},), one per item, got {tuple(lengths.shape)}")
+    shortest, most = int(lengths.min()), int(lengths.max())
+    if shortest < 1 or most > longest:
+        raise ValueError(f"lengths must lie in 1 … {longest} {unit}, got {shortest} … {most}")
+    return lengths.long()
+
+
+def length_mask(lengths: Tensor, longest: int) -> Tensor:
+    """Return (B, longest), True where a position lies within its item's length."""
+    return torch.arange(longest, device=lengths.device) < lengths[:, None]
+
+
+def find_audio(folder: str | os.PathLike) -> list[Path]:
+    """List the audio files below a folder, sorted, by their suffixes.
+
+    Links to folders are followed, once each; names that begin with a dot are left out.
+    """
+    found, visited = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(parent, name)
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
+        ]
+    return sorted(path for path in found if path.is_file())
+
+
+@contextmanager
+def _open(path: str | os.PathLike) -> Iterator[soundfile.SoundFile]:
+    try:
+        if not Path(path).is_file():
+            raise AudioError(f"{path}: {'is a folder, not a file' if Path(path).is_dir() else 'no such file'}")
+        file = soundfile.SoundFile(path)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{path}: not readable as audio, {_reason(error)}") from error
+    except OSError as error:
+        raise AudioError(f"{path}: not readable, {(error.strerror or str(error)).lower()}") from error
+    except TypeError as error:
+        # soundfile asks for the sample rate of formats without a header, by their suffix (.raw).
+        raise AudioError(f"{path}: not readable as audio, format without a header") from error
+    with file:
+        if not _LOWEST_RATE <= file.samplerate <= _HIGHEST_RATE:
+            raise AudioError(f"{path}: the header gives a sample rate of {file.samplerate} Hz, which no audio has")
+        # libsndfile's mark for "unknown", left by encoders that wrote to a pipe.
+        if file.frames >= 2**62:
+            raise AudioError(f"{path}: the header does not give the length; write the file anew, say with ffmpeg")
+        yield file
+
+
+def _reason(error: Exception) -> str:
+    return str(error).rsplit(": ", 1)[-1].rstrip(".").lower() or "libsndfile refuses it"

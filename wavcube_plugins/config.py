@@ -1,0 +1,260 @@
+"""Every size of the model, as frozen dataclasses, and the named presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class WavLMConfig:
+    """Sizes of a WavLM encoder; the defaults are WavLM-Large.
+
+    Args:
+        conv_dims: Channels of each layer of the conv stem.
+        conv_kernels: Kernel of each layer of the conv stem, in samples of its input.
+        conv_strides: Stride of each layer; their product is the hop length in samples.
+        hidden_dim: Channels of the transformer.
+        num_layers: Transformer layers.
+        num_heads: Attention heads.
+        ffn_dim: Hidden channels of the feed-forward blocks.
+        pos_conv_kernel: Kernel of the positional convolution, in frames.
+        pos_conv_groups: Groups of the positional convolution.
+        num_buckets: Buckets of the relative positions.
+        max_distance: Distance in frames from which all positions share one bucket.
+    """
+
+    conv_dims: tuple[int, ...] = (512,) * 7
+    conv_kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    hidden_dim: int = 1024
+    num_layers: int = 24
+    num_heads: int = 16
+    ffn_dim: int = 4096
+    pos_conv_kernel: int = 128
+    pos_conv_groups: int = 16
+    num_buckets: int = 320
+    max_distance: int = 800
+
+    def __post_init__(self):
+        if not len(self.conv_dims) == len(self.conv_kernels) == len(self.conv_strides):
+            raise ValueError(
+                f"conv_dims, conv_kernels and conv_strides must have one entry per layer, "
+                f"got {len(self.conv_dims)}, {len(self.conv_kernels)} and {len(self.conv_strides)}"
+            )
+        _check_divides("hidden_dim", self.hidden_dim, "num_heads", self.num_heads)
+        _check_divides("hidden_dim", self.hidden_dim, "pos_conv_groups", self.pos_conv_groups)
+
+    @property
+    def hop_length(self) -> int:
+        """Samples between two frames."""
+        return math.prod(self.conv_strides)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one frame sees: the shortest input the conv stem can take."""
+        samples = 1
+        for kernel, stride in zip(reversed(self.conv_kernels), reversed(self.conv_strides), strict=True):
+            samples = (samples - 1) * stride + kernel
+        return samples
+
+
+@dataclass(frozen=True)
+class BottleneckConfig:
+    """Sizes of Compressor and Restorer (paper section 3.1).
+
+    Args:
+        latent_dim: Channels of the latent.
+        num_layers: WavLM layers in each of the two.
+        dropout: Dropout of those layers while training; nothing else in the model drops anything.
+    """
+
+    latent_dim: int = 128
+    num_layers: int = 3
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of the AcousticDecoder (paper section 3.2).
+
+    Args:
+        dim: Channels of the causal transformer.
+        num_layers: Causal layers.
+        num_heads: Heads of the causal layers.
+        ffn_dim: Hidden channels of their feed-forward blocks.
+        num_mels: Channels between the transposed convolution and the vocoder.
+        vocoder_dim: Channels of the vocoder's windowed layers.
+        vocoder_layers: Windowed layers.
+        vocoder_heads: Heads of the windowed layers.
+        vocoder_ffn_dim: Hidden channels of their feed-forward blocks.
+        window_left: Frames (100 Hz) a windowed layer sees to the left.
+        window_right: Frames it sees to the right.
+        n_fft: Length of the inverse FFT and its Hann window, in samples.
+        hop_length: Hop of the inverse STFT, in samples: half the latent's hop.
+        rope_base: Base of the rotary embedding's wavelengths.
+    """
+
+    dim: int = 1024
+    num_layers: int = 24
+    num_heads: int = 16
+    ffn_dim: int = 4096
+    num_mels: int = 128
+    vocoder_dim: int = 256
+    vocoder_layers: int = 16
+    vocoder_heads: int = 16
+    vocoder_ffn_dim: int = 1024
+    window_left: int = 40
+    window_right: int = 10
+    n_fft: int = 640
+    hop_length: int = 160
+    rope_base: float = 10000.0
+
+    def __post_init__(self):
+        _check_divides("dim", self.dim, "num_heads", self.num_heads)
+        _check_divides("vocoder_dim", self.vocoder_dim, "vocoder_heads", self.vocoder_heads)
+
+
+@dataclass(frozen=True)
+class WavCubeConfig:
+    """All sizes of one WavCube model; the defaults are the paper's.
+
+    Args:
+        wavlm: The encoder's backbone.
+        bottleneck: Compressor and Restorer.
+        decoder: The acoustic decoder.
+        sample_rate: Sample rate of the waveforms, in Hz.
+        wavlm_layer: The hidden state that is compressed: -1 is the last one after the final layer norm, any other
+            index a hidden state (0 is the input of the first layer) that passes one more LayerNorm.
+    """
+
+    wavlm: WavLMConfig = field(default_factory=WavLMConfig)
+    bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    sample_rate: int = 16000
+    wavlm_layer: int = -1
+
+    def __post_init__(self):
+        if not -1 <= self.wavlm_layer <= self.wavlm.num_layers:
+            raise ValueError(f"wavlm_layer must lie in -1 … {self.wavlm.num_layers}, got {self.wavlm_layer}")
+        if 2 * self.decoder.hop_length != self.wavlm.hop_length:
+            raise ValueError(
+                f"the decoder's hop of {self.decoder.hop_length} samples must be half the encoder's, "
+                f"{self.wavlm.hop_length}"
+            )
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per latent frame."""
+        return self.wavlm.hop_length
+
+    @classmethod
+    def preset(cls, name: str) -> WavCubeConfig:
+        """Return the sizes of a named model: `wavcube`, `wavcube_pro`, `nano` or `tiny`.
+
+        Raises:
+            ValueError: no preset has that name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
+        return PRESETS[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain numbers and lists, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> WavCubeConfig:
+        """Build a configuration from what `to_dict` returned; what is absent keeps its default.
+
+        Raises:
+            ValueError: an unknown or misspelt name, or a value of the wrong kind.
+        """
+        return _from_dict(cls, values, "")
+
+
+def _check_divides(name: str, value: int, divisor_name: str, divisor: int) -> None:
+    if divisor < 1 or value % divisor:
+        raise ValueError(f"{name} must be a multiple of {divisor_name}, got {value} and {divisor}")
+
+
+def _from_dict(cls, values: dict[str, Any], where: str):
+    if not isinstance(values, dict):
+        raise ValueError(f"{where or 'the configuration'} must be a mapping, got {type(values).__name__}")
+    fields = {item.name: item for item in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ValueError(f"unknown setting {where}{unknown[0]!r}; known are {', '.join(fields)}")
+    arguments = {}
+    for name, value in values.items():
+        default = fields[name].default
+        if default is dataclasses.MISSING:
+            arguments[name] = _from_dict(fields[name].default_factory, value, f"{where}{name}.")
+            continue
+        value = tuple(value) if isinstance(value, list) else value
+        allowed = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool):
+            raise ValueError(f"{where}{name} must be {type(default).__name__}, got {value!r}")
+        arguments[name] = value
+    return cls(**arguments)
+
+
+PRESETS = {
+    "wavcube": WavCubeConfig(),
+    # The same network, trained on 6,000 hours.
+    "wavcube_pro": WavCubeConfig(),
+    # Small enough to ship: about eight million parameters for encoder and decoder.
+    "nano": WavCubeConfig(
+        wavlm=WavLMConfig(
+            conv_dims=(96,) * 7,
+            hidden_dim=192,
+            num_layers=6,
+            num_heads=6,
+            ffn_dim=768,
+            pos_conv_kernel=32,
+            pos_conv_groups=12,
+            num_buckets=160,
+            max_distance=400,
+        ),
+        bottleneck=BottleneckConfig(latent_dim=32, num_layers=1),
+        decoder=DecoderConfig(
+            dim=192,
+            num_layers=6,
+            num_heads=6,
+            ffn_dim=768,
+            num_mels=80,
+            vocoder_dim=192,
+            vocoder_layers=4,
+            vocoder_heads=6,
+            vocoder_ffn_dim=768,
+        ),
+    ),
+    # For tests: the sizes of the golden checkpoints.
+    "tiny": WavCubeConfig(
+        wavlm=WavLMConfig(
+            conv_dims=(32,) * 7,
+            hidden_dim=64,
+            num_layers=4,
+            num_heads=4,
+            ffn_dim=128,
+            pos_conv_kernel=16,
+            pos_conv_groups=4,
+            num_buckets=32,
+            max_distance=80,
+        ),
+        bottleneck=BottleneckConfig(latent_dim=16),
+        decoder=DecoderConfig(
+            dim=64,
+            num_layers=3,
+            num_heads=4,
+            ffn_dim=128,
+            num_mels=24,
+            vocoder_dim=32,
+            vocoder_layers=2,
+            vocoder_heads=4,
+            vocoder_ffn_dim=64,
+        ),
+    ),
+}

@@ -1,0 +1,1 @@
+"""The network in plain PyTorch; knows nothing of any toolkit."""

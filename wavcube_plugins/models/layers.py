@@ -1,0 +1,100 @@
+"""Layers shared by encoder and decoder.
+
+Legend of dimension letters, used in every shape comment below this folder:
+B batch, T samples, L frames, C channels, H heads, D channels of a head, Q queries of a block, K keys of a block.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wavcube_plugins.audio import length_mask
+
+# Elements of the largest temporary an attention block or a stretch of the conv stem may hold. On a CPU it should stay
+# in the last-level cache; on a GPU it should be large enough to fill the card.
+BLOCK_ELEMENTS = {"cpu": 4 << 20, "cuda": 256 << 20}
+
+
+def block_elements(device: torch.device) -> int:
+    """Return how many elements a temporary of one block of work may have on a device."""
+    return BLOCK_ELEMENTS.get(device.type, BLOCK_ELEMENTS["cuda"])
+
+
+@lru_cache(maxsize=1)
+def _onednn_linear():
+    """Return oneDNN's matrix product with a fused activation, or None where PyTorch's own is at least as good.
+
+    `F.linear` in float32 goes to MKL, which uses AVX-512 on Intel processors only; oneDNN uses it wherever it exists
+    and was measured 1.8 times faster on an AMD Zen 5. The operator is the one that `torch.compile` emits.
+    """
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
+        return None
+    operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if operator is None:
+        return None
+    try:
+        x = torch.ones(2, 4)
+        same = torch.allclose(operator(x, x, torch.ones(2), "gelu", [], "none"), F.gelu(F.linear(x, x, torch.ones(2))))
+    except (RuntimeError, TypeError):
+        return None
+    return operator if same else None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """Return x @ weight.T + bias, with an exact GELU behind it if wanted, by the fastest way there is.
+
+    Args:
+        x: (..., C_in).
+        weight: (C_out, C_in).
+        bias: (C_out,) or None.
+        gelu: Apply the activation.
+
+    Returns:
+        (..., C_out).
+    """
+    inference = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if inference and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        operator = _onednn_linear()
+        # bfloat16 and float16 reach oneDNN through F.linear already.
+        if operator is not None and x.dtype == weight.dtype == torch.float32:
+            return operator(x, weight, bias, "gelu" if gelu else "none", [], "none" if gelu else "")
+    y = F.linear(x, weight, bias)
+    return F.gelu(y) if gelu else y
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` through the faster product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an exact GELU between, as in torchaudio's block of that name and with its parameter names.
+
+    Args:
+        dim: Channels in and out.
+        hidden_dim: Channels between.
+        dropout: After each of the two, while training.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, dropout: float = 0.0):
+        super().__init__()
+        self.intermediate_dense = Linear(dim, hidden_dim)
+        self.output_dense = Linear(hidden_dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = linear(x, self.intermediate_dense.weight, self.intermediate_dense.bias, gelu=True)  # (B, L, 4C)
+        return self.dropout(self.output_dense(self.dropout(hidden)))  # (B, L, C)
+
+
+def mask_frames(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Set the frames of (B, L, C) that lie beyond their item's length to zero; lengths None means all are valid."""
+    if lengths is None:
+        return x
+    return x.masked_fill(~length_mask(lengths, x.shape[1])[..., None], 0.0)

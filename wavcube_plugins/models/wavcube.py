@@ -1,0 +1,257 @@
+"""The whole model: waveform to latent, latent to waveform."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wavcube_plugins.audio import check_lengths, check_waveforms, length_mask
+from wavcube_plugins.config import WavCubeConfig
+from wavcube_plugins.models.bottleneck import Compressor, Restorer
+from wavcube_plugins.models.decoder import AcousticDecoder
+from wavcube_plugins.models.wavlm import WavLM
+from wavcube_plugins.models.windowed import decode_windowed, encode_windowed
+
+
+@dataclass
+class WavCubeFeatures:
+    """What the encoder side gives in one pass.
+
+    Args:
+        hidden_states: WavLM's hidden states, `num_layers` + 1 tensors (B, L, C).
+        latent: (B, L, latent_dim).
+        restored: The features the Restorer rebuilds from the latent, (B, L, C).
+        lengths: (B,) frames.
+    """
+
+    hidden_states: list[Tensor]
+    latent: Tensor
+    restored: Tensor
+    lengths: Tensor
+
+
+@dataclass
+class WavCubeOutput:
+    """What training needs of one forward pass.
+
+    Args:
+        features: The WavLM features that are compressed, (B, L, C).
+        latent: (B, L, latent_dim).
+        restored: (B, L, C).
+        lengths: (B,) frames.
+        reconstruction: Waveforms of the input's shape (B, T), zero beyond the lengths.
+    """
+
+    features: Tensor
+    latent: Tensor
+    restored: Tensor
+    lengths: Tensor
+    reconstruction: Tensor
+
+
+class WavCube(nn.Module):
+    """One compact continuous representation of speech (arXiv 2605.06407).
+
+    The sub-modules are `wavlm`, `compressor`, `restorer` and `decoder`. In every method, lengths may be left out when
+    all items are whole, and an item of a padded batch gives what it gives alone.
+
+    Args:
+        config: All sizes.
+
+    Attributes:
+        trained: False while the weights are random.
+        metadata: What is known about the weights, as strings.
+    """
+
+    def __init__(self, config: WavCubeConfig):
+        super().__init__()
+        self.config = config
+        self.wavlm = WavLM(config.wavlm)
+        # Only an inner layer needs it: the last one comes through the encoder's own final layer norm.
+        self.post_wavlm_layer_norm = nn.LayerNorm(config.wavlm.hidden_dim) if config.wavlm_layer != -1 else nn.Identity()
+        self.compressor = Compressor(config.wavlm, config.bottleneck)
+        self.restorer = Restorer(config.wavlm, config.bottleneck)
+        self.decoder = AcousticDecoder(config.bottleneck.latent_dim, config.decoder)
+        self.trained = False
+        self.metadata: dict[str, str] = {}
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second of the waveforms."""
+        return self.config.sample_rate
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per latent frame."""
+        return self.config.hop_length
+
+    @property
+    def frame_rate(self) -> float:
+        """Latent frames per second."""
+        return self.sample_rate / self.hop_length
+
+    @property
+    def latent_dim(self) -> int:
+        """Channels of the latent."""
+        return self.config.bottleneck.latent_dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights, and so of the latent."""
+        return self.compressor.projection[0].weight.dtype
+
+    def encode(
+        self, waveforms: Tensor, lengths: Tensor | None = None, *, window_seconds: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Turn waveforms into the latent.
+
+        Args:
+            waveforms: (B, T) at `sample_rate`, in -1 … 1 (the level does not matter, it is normalised away).
+            lengths: (B,) valid samples.
+            window_seconds: Encode in overlapping windows of this length, for audio of hours: memory and time per
+                second stay constant, and the result differs a little from the exact one.
+
+        Returns:
+            The latent (B, L, latent_dim), zero beyond the lengths, and its lengths (B,) in frames: 1 + (T - 400) // 320,
+            at least one.
+
+        Raises:
+            ValueError: waveforms or lengths of wrong type, shape or content.
+        """
+        waveforms, lengths, masked = self._prepare(waveforms, lengths)
+        if window_seconds is not None:
+            return encode_windowed(self, waveforms, lengths, window_seconds)
+        frame_lengths = self.wavlm.frame_lengths(lengths)
+        return self._compress(self._features(waveforms, masked), frame_lengths, masked), frame_lengths
+
+    def decode(
+        self, latent: Tensor, lengths: Tensor | None = None, *, window_seconds: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Turn the latent into waveforms.
+
+        Args:
+            latent: (B, L, latent_dim).
+            lengths: (B,) valid frames.
+            window_seconds: Decode in overlapping, cross-faded windows of this length, for audio of hours.
+
+        Returns:
+            Waveforms (B, T) in float32 with T = hop_length * L, zero beyond the lengths, and the lengths (B,) in samples.
+
+        Raises:
+            ValueError: a latent or lengths of wrong type, shape or content.
+        """
+        if not isinstance(latent, Tensor) or not latent.is_floating_point():
+            kind = latent.dtype if isinstance(latent, Tensor) else type(latent).__name__
+            raise ValueError(f"the latent must be a floating point torch.Tensor, got {kind}")
+        if latent.ndim != 3 or latent.shape[2] != self.latent_dim or 0 in latent.shape:
+            raise ValueError(
+                f"the latent must have shape (batch, frames, {self.latent_dim}), got {tuple(latent.shape)}"
+            )
+        lengths = check_lengths(lengths, latent, "frames")
+        masked = lengths if bool((lengths < latent.shape[1]).any()) else None
+        valid = latent if masked is None else latent.masked_fill(~length_mask(lengths, latent.shape[1])[..., None], 0.0)
+        if not torch.isfinite(valid.sum(dtype=torch.float32)):
+            raise ValueError("the latent has NaN or infinite values")
+        valid = valid.to(self.dtype)
+        if window_seconds is not None:
+            return decode_windowed(self, valid, lengths, window_seconds)
+        return self.decoder(valid, masked), lengths * self.hop_length
+
+    def reconstruct(
+        self, waveforms: Tensor, lengths: Tensor | None = None, *, window_seconds: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Send waveforms through the latent and back; arguments as in `encode`.
+
+        Returns:
+            Waveforms (B, T) of the input's shape, zero beyond the lengths, and the lengths (B,) in samples.
+        """
+        latent, frame_lengths = self.encode(waveforms, lengths, window_seconds=window_seconds)
+        decoded, _ = self.decode(latent, frame_lengths, window_seconds=window_seconds)
+        return self._fit(decoded, waveforms.shape[1], lengths), check_lengths(lengths, waveforms, "samples")
+
+    def hidden_states(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        """Return every hidden state of WavLM, for SUPERB's weighted sum; arguments as in `encode`.
+
+        Returns:
+            `num_layers` + 1 tensors (B, L, C), zero beyond the lengths: the first is the input of the first layer, the
+            last the output after the final layer norm; and the lengths (B,) in frames.
+        """
+        waveforms, lengths, masked = self._prepare(waveforms, lengths)
+        states = self.wavlm.hidden_states(waveforms, masked)
+        frame_lengths = self.wavlm.frame_lengths(lengths)
+        return [_zero_padding(state, frame_lengths, masked) for state in states], frame_lengths
+
+    def features(self, waveforms: Tensor, lengths: Tensor | None = None) -> WavCubeFeatures:
+        """Return hidden states, latent and restored features of one pass; arguments as in `encode`."""
+        waveforms, lengths, masked = self._prepare(waveforms, lengths)
+        states = self.wavlm.hidden_states(waveforms, masked)
+        frame_lengths = self.wavlm.frame_lengths(lengths)
+        selected = self.post_wavlm_layer_norm(states[self.config.wavlm_layer])
+        latent = self._compress(selected, frame_lengths, masked)
+        restored = self.restorer(latent, None if masked is None else frame_lengths)
+        return WavCubeFeatures(
+            [_zero_padding(state, frame_lengths, masked) for state in states],
+            latent,
+            _zero_padding(restored, frame_lengths, masked),
+            frame_lengths,
+        )
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> WavCubeOutput:
+        """Run the whole model, for training; arguments as in `encode`."""
+        prepared, lengths, masked = self._prepare(waveforms, lengths)
+        frame_lengths = self.wavlm.frame_lengths(lengths)
+        frame_masked = None if masked is None else frame_lengths
+        features = self._features(prepared, masked)
+        latent = self._compress(features, frame_lengths, masked)
+        restored = self.restorer(latent, frame_masked)
+        reconstruction = self._fit(self.decoder(latent, frame_masked), waveforms.shape[1], masked)
+        return WavCubeOutput(features, latent, restored, frame_lengths, reconstruction)
+
+    def _prepare(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return normalised waveforms in the weights' type, the lengths, and the lengths only where masks are needed."""
+        lengths = check_waveforms(waveforms, lengths)
+        masked = lengths if bool((lengths < waveforms.shape[1]).any()) else None
+        return normalise(waveforms, masked).to(self.dtype), lengths, masked
+
+    def _features(self, waveforms: Tensor, masked: Tensor | None) -> Tensor:
+        return self.post_wavlm_layer_norm(self.wavlm(waveforms, masked, layer=self.config.wavlm_layer))
+
+    def _compress(self, features: Tensor, frame_lengths: Tensor, masked: Tensor | None) -> Tensor:
+        latent = self.compressor(features, None if masked is None else frame_lengths)
+        return _zero_padding(latent, frame_lengths, masked)
+
+    def _fit(self, waveforms: Tensor, samples: int, lengths: Tensor | None) -> Tensor:
+        """Cut or zero-pad waveforms at their ends to the input's shape and lengths."""
+        waveforms = F.pad(waveforms, (0, samples - waveforms.shape[1]))
+        if lengths is None:
+            return waveforms
+        return waveforms.masked_fill(~length_mask(torch.as_tensor(lengths, device=waveforms.device), samples), 0.0)
+
+
+def normalise(waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Bring each waveform alone to zero mean and unit variance over its own valid samples.
+
+    Args:
+        waveforms: (B, T).
+        lengths: (B,) samples, or None if all items are whole.
+
+    Returns:
+        (B, T) in float32, zero beyond the lengths.
+    """
+    waveforms = waveforms.float()
+    if lengths is None:
+        mean = waveforms.mean(dim=1, keepdim=True)
+        variance = (waveforms - mean).square().mean(dim=1, keepdim=True)
+        return (waveforms - mean) / torch.sqrt(variance + 1e-7)
+    padding = ~length_mask(lengths, waveforms.shape[1])
+    mean = waveforms.masked_fill(padding, 0.0).sum(dim=1, keepdim=True) / lengths[:, None]
+    centred = (waveforms - mean).masked_fill(padding, 0.0)
+    variance = centred.square().sum(dim=1, keepdim=True) / lengths[:, None]
+    return centred / torch.sqrt(variance + 1e-7)
+
+
+def _zero_padding(x: Tensor, lengths: Tensor, masked: Tensor | None) -> Tensor:
+    return x if masked is None else x.masked_fill(~length_mask(lengths, x.shape[1])[..., None], 0.0)

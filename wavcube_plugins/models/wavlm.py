@@ -1,0 +1,284 @@
+"""WavLM from torchaudio's building blocks, with an attention that takes lengths and needs little memory.
+
+Parameter names are torchaudio's (`torchaudio.models.wavlm_model`), so its state dicts load unchanged. What is ours: the
+conv stem runs as matrix products on (B, L, C) in stretches of bounded size, and attention adds the gated relative
+position bias (Chen et al. 2022, WavLM, section III-B) block by block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchaudio.models.wav2vec2 import components
+
+from wavcube_plugins.audio import length_mask
+from wavcube_plugins.config import WavLMConfig
+from wavcube_plugins.models.layers import FeedForward, block_elements, linear, mask_frames
+
+
+class ConvStem(components.FeatureExtractor):
+    """The seven convolutions from samples to frames, each followed by LayerNorm over channels and GELU.
+
+    Without padding a frame depends on its own samples alone, so the audio is cut into stretches that overlap by the
+    receptive field and nothing but speed and memory depends on where.
+    """
+
+    def __init__(self, config: WavLMConfig):
+        blocks, channels = [], 1
+        for dim, kernel, stride in zip(config.conv_dims, config.conv_kernels, config.conv_strides, strict=True):
+            blocks.append(
+                components.ConvLayerBlock(channels, dim, kernel, stride, bias=False, layer_norm=components.LayerNorm(dim))
+            )
+            channels = dim
+        super().__init__(nn.ModuleList(blocks))
+        self.config = config
+
+    def frame_lengths(self, lengths: Tensor) -> Tensor:
+        """Return how many frames (B,) the given numbers of samples (B,) make; at least one."""
+        frames = torch.div(lengths - self.config.receptive_field, self.config.hop_length, rounding_mode="floor") + 1
+        return frames.clamp_min(1)
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """Turn waveforms (B, T), T at least the receptive field, into frames (B, L, C)."""
+        hop, field = self.config.hop_length, self.config.receptive_field
+        size, samples = waveforms.shape
+        frames = (samples - field) // hop + 1
+        # Channels last makes a convolution one matrix product and LayerNorm contiguous. (C_out, kernel * C_in)
+        weights = [block.conv.weight.permute(0, 2, 1).flatten(1) for block in self.conv_layers]
+        # The first layer's output is the largest temporary: conv_dims[0] / conv_strides[0] values per sample.
+        per_frame = size * hop * self.config.conv_dims[0] // self.config.conv_strides[0]
+        stretch = max(1, block_elements(waveforms.device) // per_frame)
+        if frames <= stretch:
+            return self._stretch(waveforms[:, : (frames - 1) * hop + field], weights)
+        pieces = [
+            self._stretch(waveforms[:, start * hop : (min(start + stretch, frames) - 1) * hop + field], weights)
+            for start in range(0, frames, stretch)
+        ]
+        return torch.cat(pieces, dim=1)  # (B, L, C)
+
+    def _stretch(self, waveforms: Tensor, weights: list[Tensor]) -> Tensor:
+        x = waveforms[..., None]  # (B, T, 1)
+        for block, weight in zip(self.conv_layers, weights, strict=True):
+            windows = x.unfold(1, block.kernel_size, block.stride)  # (B, L, C, kernel)
+            windows = windows.transpose(2, 3).flatten(2)  # (B, L, kernel * C)
+            x = linear(windows, weight)  # (B, L, C)
+            norm = block.layer_norm
+            x = F.gelu(F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
+        return x
+
+
+class RelativePositions:
+    """The relative position bias of one stack of layers for one length, ready to be cut into blocks.
+
+    Args:
+        embedding: Bias of each bucket for each head, (num_buckets, H).
+        frames: Length L of the sequence.
+        max_distance: Distance from which all positions share one bucket.
+
+    The bias depends on key - query alone: 2L - 1 numbers per head. Read against keys in reversed order it is the
+    table's sliding windows, a view, so no (L, L) matrix is ever stored.
+    """
+
+    def __init__(self, embedding: Tensor, frames: int, max_distance: int):
+        num_buckets = embedding.shape[0]
+        distances = torch.arange(1 - frames, frames, device=embedding.device)  # query - key for the table's order
+        buckets = _distance_buckets(num_buckets // 2, max_distance, embedding.device)[
+            distances.abs().clamp_max(max_distance)
+        ]
+        # Keys to the right of the query use the second half of the buckets.
+        buckets = buckets + (distances < 0) * (num_buckets // 2)
+        table = embedding[buckets].t().contiguous()  # (H, 2L - 1)
+        self.windows = table.unfold(-1, frames, 1)  # (H, L, L): [h, query, reversed key]
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what the cache keeps must also serve calls that train
+def _distance_buckets(num_buckets: int, max_distance: int, device: torch.device) -> Tensor:
+    """Return the bucket of each distance 0 … max_distance: half of them exact, half logarithmic (as in T5).
+
+    Worked out once on the CPU, so that every device puts the borders between buckets in the same places.
+    """
+    distances = torch.arange(max_distance + 1, device="cpu")
+    exact = num_buckets // 2
+    scale = math.log(max_distance / exact)
+    logarithmic = exact + (torch.log(distances.clamp_min(1).float() / exact) / scale * (num_buckets - exact)).long()
+    return torch.where(distances < exact, distances, logarithmic.clamp_max(num_buckets - 1)).to(device)
+
+
+class GatedRelativeAttention(nn.Module):
+    """WavLM's self-attention: each query gates the bias of its relative positions.
+
+    Parameter names are those of torchaudio's `WavLMSelfAttention`.
+
+    Args:
+        dim: Channels.
+        num_heads: Heads.
+        num_buckets: Buckets of relative positions if this layer owns their embedding, else None.
+        dropout: Of the attention weights, while training.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, num_buckets: int | None, dropout: float = 0.0):
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.attention = nn.MultiheadAttention(dim, num_heads, dropout=dropout, batch_first=True)
+        self.rel_attn_embed = nn.Embedding(num_buckets, num_heads) if num_buckets else None
+        self.gru_rel_pos_linear = nn.Linear(self.head_dim, 8)
+        self.gru_rel_pos_const = nn.Parameter(torch.ones(1, num_heads, 1, 1))
+
+    def forward(self, x: Tensor, positions: RelativePositions, lengths: Tensor | None) -> Tensor:
+        """Attend within each item.
+
+        Args:
+            x: (B, L, C).
+            positions: The stack's relative position bias.
+            lengths: (B,) valid frames, or None if all are.
+
+        Returns:
+            (B, L, C).
+        """
+        size, frames, dim = x.shape
+        heads = (size, frames, self.num_heads, self.head_dim)
+        projected = linear(x, self.attention.in_proj_weight, self.attention.in_proj_bias)  # (B, L, 3C)
+        query, key, value = (part.view(heads).transpose(1, 2) for part in projected.chunk(3, dim=-1))  # (B, H, L, D)
+        key, value = key.flip(2), value.flip(2)  # the order in which the bias is a view
+        gate = self._gate(x.view(heads)).to(query.dtype)  # (B, H, L, 1)
+        bias = positions.windows.to(query.dtype)  # (H, L, L)
+        padding = None
+        if lengths is not None:
+            padding = torch.zeros((size, 1, 1, frames), dtype=query.dtype, device=x.device)
+            padding.masked_fill_(~length_mask(lengths, frames).flip(1)[:, None, None], float("-inf"))
+
+        rows = max(1, block_elements(x.device) // (size * self.num_heads * frames))
+        blocks = []
+        for start in range(0, frames, rows):
+            block = slice(start, start + rows)
+            mask = gate[:, :, block] * bias[:, block]  # (B, H, Q, L)
+            if padding is not None:
+                mask = mask + padding
+            dropout = self.attention.dropout if self.training else 0.0
+            blocks.append(F.scaled_dot_product_attention(query[:, :, block], key, value, mask, dropout_p=dropout))
+        attended = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)  # (B, H, L, D)
+        attended = attended.transpose(1, 2).reshape(size, frames, dim)
+        return linear(attended, self.attention.out_proj.weight, self.attention.out_proj.bias)
+
+    def _gate(self, x: Tensor) -> Tensor:
+        # Eight outputs are summed in fours, which is the same as summing the weights first.
+        weight = self.gru_rel_pos_linear.weight.view(2, 4, -1).sum(1)  # (2, D)
+        bias = self.gru_rel_pos_linear.bias.view(2, 4).sum(1)
+        update, reset = torch.sigmoid(F.linear(x, weight, bias)).transpose(1, 2).chunk(2, dim=-1)  # (B, H, L, 1) each
+        return update * (reset * self.gru_rel_pos_const - 1.0) + 2.0
+
+
+class EncoderLayer(nn.Module):
+    """One pre-norm WavLM layer.
+
+    Args:
+        dim: Channels.
+        num_heads: Heads.
+        ffn_dim: Hidden channels of the feed-forward block.
+        num_buckets: Buckets of relative positions if this layer owns their embedding, else None.
+        dropout: Of attention weights, attention output and feed-forward block, while training.
+    """
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, *, num_buckets: int | None, dropout: float = 0.0):
+        super().__init__()
+        self.attention = GatedRelativeAttention(dim, num_heads, num_buckets=num_buckets, dropout=dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.layer_norm = nn.LayerNorm(dim)
+        self.feed_forward = FeedForward(dim, ffn_dim, dropout)
+        self.final_layer_norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, positions: RelativePositions, lengths: Tensor | None) -> Tensor:
+        x = x + self.dropout(self.attention(self.layer_norm(x), positions, lengths))
+        return x + self.feed_forward(self.final_layer_norm(x))
+
+
+def encoder_layers(config: WavLMConfig, num_layers: int, dropout: float = 0.0) -> nn.ModuleList:
+    """Build a stack of WavLM layers; the first one owns the relative position embedding that all of them use."""
+    return nn.ModuleList(
+        EncoderLayer(
+            config.hidden_dim,
+            config.num_heads,
+            config.ffn_dim,
+            num_buckets=config.num_buckets if index == 0 else None,
+            dropout=dropout,
+        )
+        for index in range(num_layers)
+    )
+
+
+def relative_positions(layers: nn.ModuleList, frames: int, max_distance: int) -> RelativePositions:
+    """Return the position bias that a stack of layers shares for a sequence of the given number of frames."""
+    return RelativePositions(layers[0].attention.rel_attn_embed.weight, frames, max_distance)
+
+
+class _Transformer(nn.Module):
+    """Holds the parameters under torchaudio's names; `WavLM` runs them."""
+
+    def __init__(self, config: WavLMConfig):
+        super().__init__()
+        self.pos_conv_embed = components.ConvolutionalPositionalEmbedding(
+            config.hidden_dim, config.pos_conv_kernel, config.pos_conv_groups
+        )
+        self.layer_norm = nn.LayerNorm(config.hidden_dim)
+        self.layers = encoder_layers(config, config.num_layers)
+
+
+class WavLM(nn.Module):
+    """The speech encoder: waveform to frames of `hidden_dim` channels.
+
+    Args:
+        config: Its sizes.
+    """
+
+    def __init__(self, config: WavLMConfig):
+        super().__init__()
+        self.config = config
+        self.feature_extractor = ConvStem(config)
+        self.encoder = nn.Module()
+        self.encoder.feature_projection = components.FeatureProjection(config.conv_dims[-1], config.hidden_dim, 0.0)
+        self.encoder.transformer = _Transformer(config)
+
+    def frame_lengths(self, lengths: Tensor) -> Tensor:
+        """Return how many frames (B,) waveforms of the given lengths (B,) in samples make; at least one."""
+        return self.feature_extractor.frame_lengths(lengths)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None, *, layer: int = -1) -> Tensor:
+        """Return one hidden state without keeping the others.
+
+        Args:
+            waveforms: Normalised waveforms (B, T), zero beyond their lengths.
+            lengths: (B,) samples, or None if all items are whole.
+            layer: 0 is the input of the first layer, `num_layers` or -1 the last one after the final layer norm.
+
+        Returns:
+            The hidden state (B, L, C).
+        """
+        wanted = self.config.num_layers if layer == -1 else layer
+        return next(state for index, state in enumerate(self._states(waveforms, lengths)) if index == wanted)
+
+    def hidden_states(self, waveforms: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
+        """Return all hidden states as `num_layers` + 1 tensors (B, L, C); arguments as in `forward`."""
+        return list(self._states(waveforms, lengths))
+
+    def _states(self, waveforms: Tensor, lengths: Tensor | None) -> Iterator[Tensor]:
+        if waveforms.shape[1] < self.config.receptive_field:
+            waveforms = F.pad(waveforms, (0, self.config.receptive_field - waveforms.shape[1]))
+        if lengths is not None:
+            lengths = self.frame_lengths(lengths)
+        transformer, projection = self.encoder.transformer, self.encoder.feature_projection
+        x = self.feature_extractor(waveforms)  # (B, L, C_conv)
+        x = linear(projection.layer_norm(x), projection.projection.weight, projection.projection.bias)  # (B, L, C)
+        x = mask_frames(x, lengths)  # the positional convolution looks beyond an item's end
+        x = x + transformer.pos_conv_embed(x)
+        positions = relative_positions(transformer.layers, x.shape[1], self.config.max_distance)
+        for layer in transformer.layers:
+            yield x
+            x = layer(x, positions, lengths)
+        yield transformer.layer_norm(x)
