@@ -119,6 +119,7 @@ def convert(
         raise CheckpointError(f"{source}: no such file; expected a public WavCube checkpoint (.ckpt)")
     config = WavCubeConfig.preset(config) if isinstance(config, str) else config
     state, config, metadata = _read_lightning(source, config)
+    _fitting(config, state, source)
     _write_folder(state, config, destination, trained=True, metadata=metadata, dtype=dtype)
     return config
 
@@ -182,7 +183,7 @@ def _load_folder(folder: Path, weights_name: str = WEIGHTS_NAME) -> WavCube:
             raise ValueError("it has no entry 'config'")
         config = WavCubeConfig.from_dict(description["config"])
     except ValueError as error:
-        raise CheckpointError(f"{config_path}: expected a WavCube configuration, found an unusable one: {error}") from error
+        raise CheckpointError(f"{config_path}: expected a WavCube configuration, but {error}") from error
     try:
         state = safetensors.torch.load_file(weights_path)
     except (OSError, SafetensorError) as error:
@@ -192,7 +193,15 @@ def _load_folder(folder: Path, weights_name: str = WEIGHTS_NAME) -> WavCube:
 
 
 def _build(config: WavCubeConfig, state: dict[str, Tensor], path: Path, trained: bool, metadata: dict) -> WavCube:
-    with torch.device("meta"):  # nothing is initialised only to be overwritten
+    model = _fitting(config, state, path)
+    model.load_state_dict(state, assign=True)
+    model.trained, model.metadata = trained, {**metadata, "source": str(path)}
+    return model
+
+
+def _fitting(config: WavCubeConfig, state: Mapping[str, Tensor], path: Path) -> WavCube:
+    """Return a model without memory for its weights, after checking that the tensors are those it needs."""
+    with torch.device("meta"):
         model = WavCube(config)
     expected = model.state_dict()
     missing = [name for name in expected if name not in state]
@@ -206,8 +215,6 @@ def _build(config: WavCubeConfig, state: dict[str, Tensor], path: Path, trained:
             raise CheckpointError(
                 f"{path}: {name} was expected with shape {tuple(expected[name].shape)}, found {tuple(tensor.shape)}"
             )
-    model.load_state_dict(state, assign=True)
-    model.trained, model.metadata = trained, {**metadata, "source": str(path)}
     return model
 
 
@@ -235,7 +242,8 @@ def _read_lightning(path: Path, config: WavCubeConfig | None) -> tuple[dict[str,
     content = _torch_load(path)
     state = content.get("state_dict") if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        found = f"the entries {', '.join(map(str, list(content)[:4]))}" if isinstance(content, Mapping) else "no mapping"
+        entries = list(content)[:4] if isinstance(content, Mapping) else []
+        found = f"the entries {', '.join(map(str, entries))}" if entries else f"a {type(content).__name__}"
         raise CheckpointError(f"{path}: expected a Lightning checkpoint with a 'state_dict' of tensors, found {found}")
     if not any(name.startswith(_TEACHER) for name in state):
         found = next(iter(state), "nothing")
@@ -247,16 +255,22 @@ def _read_lightning(path: Path, config: WavCubeConfig | None) -> tuple[dict[str,
             config = WavCubeConfig.from_dict(description.get("config", description))
         except ValueError as error:
             raise CheckpointError(f"{path.parent / CONFIG_NAME}: not a WavCube configuration, {error}") from error
-    state = _native_names(state, _STUDENT if stage == 2 else _TEACHER)
     try:
+        state = _native_names(state, _STUDENT if stage == 2 else _TEACHER)
         config = _match_config(state, config)
     except (KeyError, ValueError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        reason = (
+            f"expected the tensors of a WavCube model, but it lacks {error}"
+            if isinstance(error, KeyError)
+            else str(error)
+        )
         raise CheckpointError(f"{path}: {reason}") from error
     if config.wavlm_layer == -1:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("post_wavlm_layer_norm.")}
     metadata = {"stage": str(stage)}
-    metadata.update({name: str(content[name]) for name in ("epoch", "global_step") if isinstance(content.get(name), int)})
+    for counter in ("epoch", "global_step"):
+        if isinstance(content.get(counter), int):
+            metadata[counter] = str(content[counter])
     return state, config, metadata
 
 
@@ -272,9 +286,9 @@ def _torch_load(path: Path):
         unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
         found = f"the Python object {unsafe[1]}, which is not loaded" if unsafe else "something else, or a damaged file"
         raise CheckpointError(f"{path}: expected a checkpoint of plain tensors and numbers, found {found}") from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # a foreign file makes the unpickler fail in ways that nothing lists
         raise CheckpointError(
-            f"{path}: expected a PyTorch checkpoint, found a truncated or foreign file ({os.path.getsize(path):,} bytes)"
+            f"{path}: expected a PyTorch checkpoint, found a truncated or foreign file of {path.stat().st_size:,} bytes"
         ) from error
 
 
@@ -294,6 +308,8 @@ def _native_names(state: Mapping[str, Tensor], encoder: str) -> dict[str, Tensor
         else:
             packed.setdefault(f"{attention[1]}attention.in_proj_{attention[3]}", {})[attention[2]] = tensor
     for name, parts in packed.items():
+        if len(parts) < 3:
+            raise KeyError(f"a part of {name}")
         renamed[name] = torch.cat([parts["q_proj"], parts["k_proj"], parts["v_proj"]])
     return renamed
 
@@ -303,7 +319,8 @@ def _native_name(name: str, encoder: str) -> str | None:
         name = "wavlm." + name[len(encoder) :]
         name = name.replace("wavlm.feature_projection.", "wavlm.encoder.feature_projection.")
         name = re.sub(r"^wavlm\.encoder\.(?!feature_projection\.)", "wavlm.encoder.transformer.", name)
-        name = re.sub(r"\.conv\.weight_([gv])$", lambda g: f".conv.parametrizations.weight.original{'gv'.index(g[1])}", name)
+        for index, spelling in enumerate(("weight_g", "weight_v")):  # weight norm before torch 2.0
+            name = name.replace(f".conv.{spelling}", f".conv.parametrizations.weight.original{index}")
     if name.startswith(_UNUSED):
         return None
     if name.startswith("wavlm."):
@@ -315,7 +332,7 @@ def _native_name(name: str, encoder: str) -> str | None:
 
 
 def _match_config(state: dict[str, Tensor], config: WavCubeConfig | None) -> WavCubeConfig:
-    """Find the sizes of a state dict: those of its tensors, and the rest from the configuration that agrees with them."""
+    """Find the sizes: those of the tensors, and the rest from the configuration that agrees with them."""
     candidates = [config] if config is not None else list(PRESETS.values())
     differences = []
     for candidate in candidates:
@@ -399,9 +416,15 @@ def _from_hub(source: str, *, local_files_only: bool, revision: str | None) -> P
         repository, folder = PUBLISHED[source]
     else:
         match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+))?", source)
-        if match is None or source.startswith((".", "/")) or Path(source).suffix in (*LIGHTNING_SUFFIXES, ".safetensors"):
+        if (
+            match is None
+            or source.startswith((".", "/"))
+            or Path(source).suffix in (*LIGHTNING_SUFFIXES, ".safetensors")
+        ):
             known = ", ".join(["nano", "tiny", *PUBLISHED])
-            raise CheckpointError(f"{source}: no such file or folder; known names are {known}, or a hub name owner/name")
+            raise CheckpointError(
+                f"{source}: no such file or folder; known names are {known}, or a hub name owner/name"
+            )
         # The repository of the published models holds several; its bare name means the paper's main one.
         main_repository, main_folder = PUBLISHED["wavcube"]
         repository, folder = match[1], match[2] or (main_folder if match[1] == main_repository else None)

@@ -16,7 +16,7 @@ from wavcube_plugins.audio import length_mask
 
 # Elements of the largest temporary an attention block or a stretch of the conv stem may hold. On a CPU it should stay
 # in the last-level cache; on a GPU it should be large enough to fill the card.
-BLOCK_ELEMENTS = {"cpu": 4 << 20, "cuda": 256 << 20}
+BLOCK_ELEMENTS = {"cpu": 8 << 20, "cuda": 256 << 20}
 
 
 def block_elements(device: torch.device) -> int:

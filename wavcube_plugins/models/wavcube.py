@@ -18,7 +18,7 @@ from wavcube_plugins.models.windowed import decode_windowed, encode_windowed
 
 @dataclass
 class WavCubeFeatures:
-    """What the encoder side gives in one pass.
+    """What the encoder side gives in one pass; everything is zero beyond the lengths.
 
     Args:
         hidden_states: WavLM's hidden states, `num_layers` + 1 tensors (B, L, C).
@@ -35,14 +35,14 @@ class WavCubeFeatures:
 
 @dataclass
 class WavCubeOutput:
-    """What training needs of one forward pass.
+    """What training needs of one forward pass; everything is zero beyond the lengths.
 
     Args:
         features: The WavLM features that are compressed, (B, L, C).
         latent: (B, L, latent_dim).
         restored: (B, L, C).
         lengths: (B,) frames.
-        reconstruction: Waveforms of the input's shape (B, T), zero beyond the lengths.
+        reconstruction: Waveforms of the input's shape (B, T).
     """
 
     features: Tensor
@@ -71,7 +71,9 @@ class WavCube(nn.Module):
         self.config = config
         self.wavlm = WavLM(config.wavlm)
         # Only an inner layer needs it: the last one comes through the encoder's own final layer norm.
-        self.post_wavlm_layer_norm = nn.LayerNorm(config.wavlm.hidden_dim) if config.wavlm_layer != -1 else nn.Identity()
+        self.post_wavlm_layer_norm = (
+            nn.LayerNorm(config.wavlm.hidden_dim) if config.wavlm_layer != -1 else nn.Identity()
+        )
         self.compressor = Compressor(config.wavlm, config.bottleneck)
         self.restorer = Restorer(config.wavlm, config.bottleneck)
         self.decoder = AcousticDecoder(config.bottleneck.latent_dim, config.decoder)
@@ -115,8 +117,8 @@ class WavCube(nn.Module):
                 second stay constant, and the result differs a little from the exact one.
 
         Returns:
-            The latent (B, L, latent_dim), zero beyond the lengths, and its lengths (B,) in frames: 1 + (T - 400) // 320,
-            at least one.
+            The latent (B, L, latent_dim), zero beyond the lengths, and its lengths (B,) in frames: of T samples
+            1 + (T - 400) // 320, at least one.
 
         Raises:
             ValueError: waveforms or lengths of wrong type, shape or content.
@@ -138,7 +140,7 @@ class WavCube(nn.Module):
             window_seconds: Decode in overlapping, cross-faded windows of this length, for audio of hours.
 
         Returns:
-            Waveforms (B, T) in float32 with T = hop_length * L, zero beyond the lengths, and the lengths (B,) in samples.
+            Waveforms (B, T) in float32, T = hop_length * L, zero beyond the lengths, and the lengths (B,) in samples.
 
         Raises:
             ValueError: a latent or lengths of wrong type, shape or content.
@@ -204,14 +206,14 @@ class WavCube(nn.Module):
         prepared, lengths, masked = self._prepare(waveforms, lengths)
         frame_lengths = self.wavlm.frame_lengths(lengths)
         frame_masked = None if masked is None else frame_lengths
-        features = self._features(prepared, masked)
+        features = _zero_padding(self._features(prepared, masked), frame_lengths, masked)
         latent = self._compress(features, frame_lengths, masked)
-        restored = self.restorer(latent, frame_masked)
+        restored = _zero_padding(self.restorer(latent, frame_masked), frame_lengths, masked)
         reconstruction = self._fit(self.decoder(latent, frame_masked), waveforms.shape[1], masked)
         return WavCubeOutput(features, latent, restored, frame_lengths, reconstruction)
 
     def _prepare(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return normalised waveforms in the weights' type, the lengths, and the lengths only where masks are needed."""
+        """Return normalised waveforms in the weights' type, their lengths, and these again or None where all are whole."""
         lengths = check_waveforms(waveforms, lengths)
         masked = lengths if bool((lengths < waveforms.shape[1]).any()) else None
         return normalise(waveforms, masked).to(self.dtype), lengths, masked

@@ -20,6 +20,9 @@ from wavcube_plugins.audio import length_mask
 from wavcube_plugins.config import WavLMConfig
 from wavcube_plugins.models.layers import FeedForward, block_elements, linear, mask_frames
 
+# Queries that attention handles together; PyTorch's CPU kernel is at its best from 768 on.
+QUERY_ROWS = 768
+
 
 class ConvStem(components.FeatureExtractor):
     """The seven convolutions from samples to frames, each followed by LayerNorm over channels and GELU.
@@ -32,7 +35,9 @@ class ConvStem(components.FeatureExtractor):
         blocks, channels = [], 1
         for dim, kernel, stride in zip(config.conv_dims, config.conv_kernels, config.conv_strides, strict=True):
             blocks.append(
-                components.ConvLayerBlock(channels, dim, kernel, stride, bias=False, layer_norm=components.LayerNorm(dim))
+                components.ConvLayerBlock(
+                    channels, dim, kernel, stride, bias=False, layer_norm=components.LayerNorm(dim)
+                )
             )
             channels = dim
         super().__init__(nn.ModuleList(blocks))
@@ -92,8 +97,35 @@ class RelativePositions:
         ]
         # Keys to the right of the query use the second half of the buckets.
         buckets = buckets + (distances < 0) * (num_buckets // 2)
-        table = embedding[buckets].t().contiguous()  # (H, 2L - 1)
-        self.windows = table.unfold(-1, frames, 1)  # (H, L, L): [h, query, reversed key]
+        self.table = embedding[buckets].t().contiguous()  # (H, 2L - 1)
+        self.frames = frames
+        self._scratch: Tensor | None = None
+
+    def gated(self, gate: Tensor, heads: slice, block: slice, padding: Tensor | None) -> Tensor:
+        """Return what to add to the scores of a block of queries.
+
+        Args:
+            gate: Of the block's heads and queries, (B, H, Q, 1).
+            heads: Which heads these are.
+            block: Which queries these are.
+            padding: (B, 1, 1, L) zero or minus infinity for each key in reversed order, or None.
+
+        Returns:
+            (B, H, Q, L); overwritten by the next call while gradients are disabled.
+        """
+        windows = self.table[heads].to(gate.dtype).unfold(-1, self.frames, 1)[:, block]  # (H, Q, L), a view
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            mask = (gate * windows).contiguous()
+            return mask if padding is None else mask + padding
+        size, count, queries, _ = gate.shape
+        # Rows start at multiples of 16 bytes, as the GPU kernels for masked attention want it.
+        shape = (size, count, queries, -(-self.frames // 8) * 8)
+        needed = math.prod(shape)
+        if self._scratch is None or self._scratch.numel() < needed or self._scratch.dtype != gate.dtype:
+            self._scratch = gate.new_empty(needed)
+        mask = self._scratch[:needed].view(shape)[..., : self.frames]
+        torch.mul(gate, windows, out=mask)
+        return mask if padding is None else mask.add_(padding)
 
 
 @lru_cache(maxsize=16)
@@ -108,6 +140,10 @@ def _distance_buckets(num_buckets: int, max_distance: int, device: torch.device)
     scale = math.log(max_distance / exact)
     logarithmic = exact + (torch.log(distances.clamp_min(1).float() / exact) / scale * (num_buckets - exact)).long()
     return torch.where(distances < exact, distances, logarithmic.clamp_max(num_buckets - 1)).to(device)
+
+
+def _cat(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
 
 class GatedRelativeAttention(nn.Module):
@@ -143,28 +179,33 @@ class GatedRelativeAttention(nn.Module):
             (B, L, C).
         """
         size, frames, dim = x.shape
-        heads = (size, frames, self.num_heads, self.head_dim)
+        split = (size, frames, self.num_heads, self.head_dim)
         projected = linear(x, self.attention.in_proj_weight, self.attention.in_proj_bias)  # (B, L, 3C)
-        query, key, value = (part.view(heads).transpose(1, 2) for part in projected.chunk(3, dim=-1))  # (B, H, L, D)
+        query, key, value = (part.view(split).transpose(1, 2) for part in projected.chunk(3, dim=-1))  # (B, H, L, D)
         key, value = key.flip(2), value.flip(2)  # the order in which the bias is a view
-        gate = self._gate(x.view(heads)).to(query.dtype)  # (B, H, L, 1)
-        bias = positions.windows.to(query.dtype)  # (H, L, L)
+        gate = self._gate(x.view(split)).to(query.dtype)  # (B, H, L, 1)
         padding = None
         if lengths is not None:
             padding = torch.zeros((size, 1, 1, frames), dtype=query.dtype, device=x.device)
             padding.masked_fill_(~length_mask(lengths, frames).flip(1)[:, None, None], float("-inf"))
 
-        rows = max(1, block_elements(x.device) // (size * self.num_heads * frames))
-        blocks = []
-        for start in range(0, frames, rows):
-            block = slice(start, start + rows)
-            mask = gate[:, :, block] * bias[:, block]  # (B, H, Q, L)
-            if padding is not None:
-                mask = mask + padding
-            dropout = self.attention.dropout if self.training else 0.0
-            blocks.append(F.scaled_dot_product_attention(query[:, :, block], key, value, mask, dropout_p=dropout))
-        attended = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)  # (B, H, L, D)
-        attended = attended.transpose(1, 2).reshape(size, frames, dim)
+        dropout = self.attention.dropout if self.training else 0.0
+        rows = min(frames, QUERY_ROWS)
+        group = max(2, block_elements(x.device) // (size * rows * frames))
+        groups = []
+        for first in range(0, self.num_heads, group):
+            heads = slice(first, first + group)
+            blocks = []
+            for start in range(0, frames, rows):
+                block = slice(start, start + rows)
+                mask = positions.gated(gate[:, heads, block], heads, block, padding)  # (B, H, Q, L)
+                blocks.append(
+                    F.scaled_dot_product_attention(
+                        query[:, heads, block], key[:, heads], value[:, heads], mask, dropout_p=dropout
+                    )
+                )
+            groups.append(_cat(blocks, 2))
+        attended = _cat(groups, 1).transpose(1, 2).reshape(size, frames, dim)  # (B, L, C)
         return linear(attended, self.attention.out_proj.weight, self.attention.out_proj.bias)
 
     def _gate(self, x: Tensor) -> Tensor:

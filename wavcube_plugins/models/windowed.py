@@ -46,7 +46,7 @@ def decode_windowed(model, latent: Tensor, lengths: Tensor, window_seconds: floa
     for item, frames in enumerate(lengths.tolist()):
         starts = window_starts(frames, window, overlap)
         for index, start in enumerate(starts):
-            decoded = model.decoder(latent[item : item + 1, start : start + window])[0]
+            decoded = model.decoder(latent[item : item + 1, start : min(start + window, frames)])[0]
             position = start * hop
             if index:
                 # The decoder sees far back and little ahead: fade in the third quarter of the overlap, where the new

@@ -1,0 +1,41 @@
+"""Shared by all tests: no network, two threads, the golden checkpoints."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from wavcube_plugins import load_model
+
+GOLDEN = Path(__file__).parent / "golden" / "tiny"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def two_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def golden_io():
+    """Inputs and outputs of the reference implementation, for utterances `a` and `b`."""
+    return load_file(GOLDEN / "io.safetensors")
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint():
+    """The stage-2 checkpoint those values come from."""
+    return GOLDEN / "official_stage2.ckpt"
+
+
+@pytest.fixture
+def golden_model(golden_checkpoint):
+    return load_model(golden_checkpoint)
