@@ -139,24 +139,33 @@ def write_audio(path: str | os.PathLike, waveform: Tensor, sample_rate: int = 16
     Raises:
         AudioError: the suffix names no format that we write, or the waveform is not mono or not finite.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in _WRITERS:
-        raise AudioError(f"{path}: cannot write audio as {suffix or 'a file without suffix'!r}; use .wav or .flac")
+    check_suffix(path)
     if waveform.ndim != 1:
         raise AudioError(f"{path}: a waveform to write must have shape (samples,), got {tuple(waveform.shape)}")
     samples = waveform.detach().float().clamp(-1, 1).cpu().numpy()
     if not np.isfinite(samples).all():
         raise AudioError(f"{path}: the waveform to write has NaN samples")
-    container, encoding = _WRITERS[suffix]
+    container, encoding = _WRITERS[Path(path).suffix.lower()]
     try:
         with (
             atomic_path(path) as temporary,
-            soundfile.SoundFile(temporary, "w", sample_rate, 1, encoding, format=container) as file,
+            soundfile.SoundFile(_name(temporary), "w", sample_rate, 1, encoding, format=container) as file,
         ):
             for begin in range(0, len(samples), _BLOCK):
                 file.write(samples[begin : begin + _BLOCK])
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{path}: cannot be written, {_reason(error)}") from error
+
+
+def check_suffix(path: str | os.PathLike) -> None:
+    """Check that audio can be written by this name.
+
+    Raises:
+        AudioError: the suffix names no format that we write.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in _WRITERS:
+        raise AudioError(f"{path}: cannot write audio as {suffix or 'a file without suffix'!r}; use .wav or .flac")
 
 
 def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
@@ -285,7 +294,7 @@ def _open(path: str | os.PathLike) -> Iterator[soundfile.SoundFile]:
     try:
         if not Path(path).is_file():
             raise AudioError(f"{path}: {'is a folder, not a file' if Path(path).is_dir() else 'no such file'}")
-        file = soundfile.SoundFile(path)
+        file = soundfile.SoundFile(_name(path))
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{path}: not readable as audio, {_reason(error)}") from error
     except OSError as error:
@@ -300,6 +309,11 @@ def _open(path: str | os.PathLike) -> Iterator[soundfile.SoundFile]:
         if file.frames >= 2**62:
             raise AudioError(f"{path}: the header does not give the length; write the file anew, say with ffmpeg")
         yield file
+
+
+def _name(path: str | os.PathLike) -> str | bytes:
+    # soundfile refuses the names of files that are not UTF-8, unless they come as bytes.
+    return os.fsencode(path) if os.name == "posix" else os.fspath(path)
 
 
 def _reason(error: Exception) -> str:

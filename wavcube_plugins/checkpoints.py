@@ -131,6 +131,7 @@ def _write_folder(state, config, folder, *, trained, metadata, dtype) -> None:
     try:
         with atomic_path(folder / WEIGHTS_NAME) as temporary:
             safetensors.torch.save_file(state, temporary, metadata={"format": "pt"})
+            temporary.chmod(0o644)  # safetensors makes files that only their owner can read
         with atomic_path(folder / CONFIG_NAME) as temporary:
             temporary.write_text(json.dumps(description, indent=2) + "\n")
     except (OSError, SafetensorError) as error:

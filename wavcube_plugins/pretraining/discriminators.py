@@ -5,6 +5,8 @@ State dict names are those of the public checkpoints below `multiperioddisc.` an
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,7 +33,7 @@ class PeriodDiscriminator(nn.Module):
         super().__init__()
         self.period = period
         channels = (1, 32, 128, 512, 1024)
-        convs = [_conv(a, b, (5, 1), (3, 1), padding=(2, 0)) for a, b in zip(channels, channels[1:], strict=False)]
+        convs = [_conv(a, b, (5, 1), (3, 1), padding=(2, 0)) for a, b in pairwise(channels)]
         self.convs = nn.ModuleList([*convs, _conv(1024, 1024, (5, 1), padding=(2, 0))])
         self.conv_post = _conv(1024, 1, (3, 1), padding=(1, 0))
 
