@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 DEMO   ?= demo_output
 
-.PHONY: help env demo test lint format bench clean
+.PHONY: help env demo test lint format lock bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -32,6 +32,11 @@ lint: $(STAMP)  ## check formatting and style
 format: $(STAMP)  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+lock: $(STAMP)  ## write constraints.txt anew; versions stay unless a requirement forbids them
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-annotate --no-header \
+		--output-file constraints.txt setup.py
+	sed -i '1i # The versions everything is tested with, for Python 3.10 to 3.12; `make lock` renews this file.' constraints.txt
 
 bench: $(STAMP)  ## speed and memory of encode and decode on this machine
 	$(BIN)/python benchmarks/speed.py
