@@ -15,16 +15,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torchaudio
 from torch import Tensor
 
 from wavcube_plugins.audio import resample
-
-# The log-mel of the training loss (spec section 3), so that the distance is what training made small.
-MEL_N_FFT = 1024
-MEL_HOP = 256
-MEL_BANDS = 100
-MEL_FLOOR = 1e-7
+from wavcube_plugins.pretraining.losses import LogMel
 
 _PESQ_RATE = 16000
 # Its C code overruns a table of fifty bursts of speech; twenty seconds cannot hold more.
@@ -176,26 +170,11 @@ def mel_distance(reference: Waveform, estimate: Waveform, sample_rate: int) -> f
 
 
 def log_mel(waveform: Tensor, sample_rate: int) -> Tensor:
-    """Return the log-mel magnitude spectrogram (..., 100, 1 + T // 256) of a waveform (..., T).
-
-    Natural logarithm of values clipped at 1e-7; window 1024, hop 256, centred (spec section 3).
-    """
-    # Reflection at the edges needs more samples than half a window.
-    shortage = MEL_N_FFT // 2 + 1 - waveform.shape[-1]
-    if shortage > 0:
-        waveform = torch.nn.functional.pad(waveform, (0, shortage))
-    spectrogram = _mel_transform(sample_rate)(waveform)
-    return spectrogram.clamp(min=MEL_FLOOR).log()
+    """Return the training loss's log-mel spectrogram (..., 100, 1 + T // 256) of a waveform (..., T)."""
+    return _log_mel(sample_rate)(waveform)
 
 
-@lru_cache(maxsize=8)
-def _mel_transform(sample_rate: int) -> torchaudio.transforms.MelSpectrogram:
-    with warnings.catch_warnings():
-        # At high rates the lowest bands fall between two bins and stay empty: said once by the floor, not by a warning.
-        warnings.simplefilter("ignore", UserWarning)
-        return torchaudio.transforms.MelSpectrogram(
-            sample_rate, n_fft=MEL_N_FFT, hop_length=MEL_HOP, n_mels=MEL_BANDS, power=1
-        )
+_log_mel = lru_cache(maxsize=8)(LogMel)
 
 
 def _pair(reference: Waveform, estimate: Waveform, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:

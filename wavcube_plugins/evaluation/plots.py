@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wavcube_plugins.evaluation.metrics import MEL_BANDS, MEL_HOP, Comparison, Waveform, log_mel
+from wavcube_plugins.evaluation.metrics import Comparison, Waveform, log_mel
 from wavcube_plugins.files import atomic_path
+from wavcube_plugins.pretraining.losses import MEL_BANDS, MEL_HOP
 
 # Decibels between black and the brightest colour: what is fainter cannot be heard beside it.
 _RANGE_DB = 80.0

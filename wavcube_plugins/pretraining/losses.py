@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,26 +37,34 @@ STAGE_WEIGHTS = {
 }
 
 
+# Of the log-mel spectrogram in loss, metric and pictures: window and hop in samples, bands, least magnitude.
+MEL_N_FFT, MEL_HOP, MEL_BANDS, MEL_FLOOR = 1024, 256, 100, 1e-7
+
+
 class LogMel(nn.Module):
-    """Log-mel spectrogram in the training loss's form: magnitude, centred, natural log clipped at 1e-7.
+    """Log-mel spectrogram: magnitudes of centred windows in mel bands, natural logarithm with a floor.
 
     Args:
         sample_rate: In Hz.
-        n_fft: Window and FFT length in samples.
-        hop_length: In samples.
-        n_mels: Bands.
     """
 
-    def __init__(self, sample_rate: int = 16000, n_fft: int = 1024, hop_length: int = 256, n_mels: int = 100):
+    def __init__(self, sample_rate: int = 16000):
         super().__init__()
-        self.transform = torchaudio.transforms.MelSpectrogram(
-            sample_rate, n_fft=n_fft, hop_length=hop_length, n_mels=n_mels, center=True, power=1
-        )
+        with warnings.catch_warnings():
+            # At high rates the lowest bands fall between two bins and stay at the floor.
+            warnings.simplefilter("ignore", UserWarning)
+            self.transform = torchaudio.transforms.MelSpectrogram(
+                sample_rate, n_fft=MEL_N_FFT, hop_length=MEL_HOP, n_mels=MEL_BANDS, center=True, power=1
+            )
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Turn waveforms (B, T) into (B, n_mels, frames)."""
+        """Turn waveforms (..., T) into (..., 100, 1 + T // 256), in float32."""
+        # Reflection at the edges needs more samples than half a window.
+        shortage = MEL_N_FFT // 2 + 1 - waveforms.shape[-1]
+        if shortage > 0:
+            waveforms = F.pad(waveforms, (0, shortage))
         with torch.autocast(waveforms.device.type, enabled=False):
-            return self.transform(waveforms.float()).clamp_min(1e-7).log()
+            return self.transform(waveforms.float()).clamp_min(MEL_FLOOR).log()
 
 
 def mel_loss(log_mel: LogMel, real: Tensor, generated: Tensor) -> Tensor:
