@@ -3,8 +3,8 @@
     python benchmarks/windowed.py --model nano --seconds 120 --windows 10 20 60
 
 The audio is the speech that comes with the package, joined. Printed are the relative error of the latent and of the
-waveform decoded from the exact latent (root mean square of the difference over that of the exact result), and the log-mel
-distance of the two waveforms, which does not count shifts of phase that nobody hears.
+waveform decoded from the exact latent (root mean square of the difference over that of the exact result), and the
+log-mel distance of the two waveforms, which does not count shifts of phase that nobody hears.
 """
 
 from __future__ import annotations
@@ -44,9 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
             encoded, _ = model.encode(waveforms, window_seconds=window)
             decoded, _ = model.decode(latent, lengths, window_seconds=window)
             distance = mel_distance(sound[0], decoded[0], model.sample_rate)
-            print(
-                f"{window:6g} s{relative_error(encoded, latent):10.2%}{relative_error(decoded, sound):10.2%}{distance:10.3f}"
-            )
+            errors = relative_error(encoded, latent), relative_error(decoded, sound)
+            print(f"{window:6g} s{errors[0]:10.2%}{errors[1]:10.2%}{distance:10.3f}")
     return 0
 
 

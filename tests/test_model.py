@@ -148,9 +148,49 @@ def test_blocks_change_nothing(golden_model, monkeypatch):
         expected, _ = golden_model.encode(waveforms, lengths)
         monkeypatch.setitem(layers.BLOCK_ELEMENTS, "cpu", 1000)
         monkeypatch.setattr(wavlm_module, "QUERY_ROWS", 7)
+        monkeypatch.setattr(layers, "CPU_SCORES", 1)
         latent, _ = golden_model.encode(waveforms, lengths)
     assert difference(latent, expected) < 1e-5
     assert difference(golden_model.encode(waveforms, lengths)[0], expected) < 1e-5  # with gradients
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_way_of_attending_changes_nothing(golden_model, monkeypatch, fast):
+    """The products of oneDNN and the plain ones, which processors without AVX-512 take, agree with training's."""
+    waveforms, lengths = pad_batch([0.1 * torch.randn(30000), 0.1 * torch.randn(9000)])
+    if not fast:
+        monkeypatch.setattr(layers, "_onednn_linear", lambda: None)
+    with torch.inference_mode():
+        latent, frames = golden_model.encode(waveforms, lengths)
+        sound, _ = golden_model.decode(latent, frames)
+    expected, frames = golden_model.encode(waveforms, lengths)
+    assert difference(latent, expected) < 1e-5
+    assert difference(sound, golden_model.decode(expected, frames)[0]) < 1e-4
+
+
+@pytest.mark.parametrize(("causal", "ragged"), [(True, False), (False, False), (False, True)])
+def test_cpu_attention_is_attention(monkeypatch, causal, ragged):
+    monkeypatch.setattr(layers, "CPU_SCORES", 32 * 100)
+    query, key, value = torch.randn(3, 2, 3, 100, 8).unbind(0)
+    counts = [100, 60] if ragged else None
+    bias = torch.randn(3, 100, 100)
+
+    def block_bias(item, head, block):
+        return bias[head, block, 100 - (counts or [100, 100])[item] :].contiguous()
+
+    with torch.inference_mode():
+        if not layers.has_cpu_attention(query):
+            pytest.skip("this processor's own kernel is taken")
+        attended = layers.cpu_attention(
+            query, key, value, causal=causal, bias=None if causal else block_bias, lengths=counts
+        )
+    for item, count in enumerate(counts or [100, 100]):
+        mask = torch.ones(count, count, dtype=torch.bool).tril() if causal else bias[:, :count, 100 - count :]
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            query[item, :, :count], key[item, :, 100 - count :], value[item, :, 100 - count :], mask
+        )
+        assert difference(attended[item, :count], expected.transpose(0, 1).flatten(1)) < 1e-5
+        assert not attended[item, count:].any()
 
 
 def test_wavlm_agrees_with_torchaudio_at_full_size():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wavcube_plugins.audio import length_mask
 from wavcube_plugins.config import DecoderConfig
-from wavcube_plugins.models.layers import Linear, linear, mask_frames
+from wavcube_plugins.models.layers import Linear, cpu_attention, has_cpu_attention, linear, mask_frames
 
 # Queries that a windowed layer handles together: large enough for efficient products, small enough that few of the
 # keys beside them lie outside the window.
@@ -115,6 +115,8 @@ class RotaryAttention(nn.Module):
         else:
             # Padding stands behind all valid frames, so no valid query sees it.
             query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+            if has_cpu_attention(query):
+                return self.out_proj(cpu_attention(query, key, value, causal=True))
             attended = F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
         return self.out_proj(attended.reshape(size, frames, dim))
 

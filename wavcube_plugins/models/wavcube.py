@@ -213,7 +213,7 @@ class WavCube(nn.Module):
         return WavCubeOutput(features, latent, restored, frame_lengths, reconstruction)
 
     def _prepare(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return normalised waveforms in the weights' type, their lengths, and these again or None where all are whole."""
+        """Return normalised waveforms in the weights' type, the lengths, and these again or None if all are whole."""
         lengths = check_waveforms(waveforms, lengths)
         masked = lengths if bool((lengths < waveforms.shape[1]).any()) else None
         return normalise(waveforms, masked).to(self.dtype), lengths, masked

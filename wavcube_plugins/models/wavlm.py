@@ -18,7 +18,14 @@ from torchaudio.models.wav2vec2 import components
 
 from wavcube_plugins.audio import length_mask
 from wavcube_plugins.config import WavLMConfig
-from wavcube_plugins.models.layers import FeedForward, block_elements, linear, mask_frames
+from wavcube_plugins.models.layers import (
+    FeedForward,
+    block_elements,
+    cpu_attention,
+    has_cpu_attention,
+    linear,
+    mask_frames,
+)
 
 # Queries that attention handles together; PyTorch's CPU kernel is at its best from 768 on.
 QUERY_ROWS = 768
@@ -101,6 +108,10 @@ class RelativePositions:
         self.frames = frames
         self._scratch: Tensor | None = None
 
+    def windows(self, dtype: torch.dtype) -> Tensor:
+        """Return the bias of all queries for all keys in reversed order, (H, L, L), a view."""
+        return self.table.to(dtype).unfold(-1, self.frames, 1)
+
     def gated(self, gate: Tensor, heads: slice, block: slice, padding: Tensor | None) -> Tensor:
         """Return what to add to the scores of a block of queries.
 
@@ -113,7 +124,7 @@ class RelativePositions:
         Returns:
             (B, H, Q, L); overwritten by the next call while gradients are disabled.
         """
-        windows = self.table[heads].to(gate.dtype).unfold(-1, self.frames, 1)[:, block]  # (H, Q, L), a view
+        windows = self.windows(gate.dtype)[heads, block]  # (H, Q, L)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             mask = (gate * windows).contiguous()
             return mask if padding is None else mask + padding
@@ -184,6 +195,9 @@ class GatedRelativeAttention(nn.Module):
         query, key, value = (part.view(split).transpose(1, 2) for part in projected.chunk(3, dim=-1))  # (B, H, L, D)
         key, value = key.flip(2), value.flip(2)  # the order in which the bias is a view
         gate = self._gate(x.view(split)).to(query.dtype)  # (B, H, L, 1)
+        if has_cpu_attention(query):
+            attended = self._attend_on_cpu(query, key, value, gate, positions, lengths)
+            return linear(attended, self.attention.out_proj.weight, self.attention.out_proj.bias)
         padding = None
         if lengths is not None:
             padding = torch.zeros((size, 1, 1, frames), dtype=query.dtype, device=x.device)
@@ -207,6 +221,19 @@ class GatedRelativeAttention(nn.Module):
             groups.append(_cat(blocks, 2))
         attended = _cat(groups, 1).transpose(1, 2).reshape(size, frames, dim)  # (B, L, C)
         return linear(attended, self.attention.out_proj.weight, self.attention.out_proj.bias)
+
+    @staticmethod
+    def _attend_on_cpu(query, key, value, gate, positions, lengths) -> Tensor:
+        windows = positions.windows(query.dtype)  # (H, L, L)
+        frames = query.shape[2]
+        counts = None if lengths is None else lengths.tolist()
+
+        def bias(item: int, head: int, block: slice) -> Tensor:
+            first = 0 if counts is None else frames - counts[item]
+            window = windows[head, block, first:]
+            return torch.mul(gate[item, head, block], window, out=window.new_empty(window.shape))
+
+        return cpu_attention(query, key, value, bias=bias, lengths=counts)
 
     def _gate(self, x: Tensor) -> Tensor:
         # Eight outputs are summed in fours, which is the same as summing the weights first.
