@@ -45,8 +45,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["wavcube_plugins", "wavcube_plugins.*"])
-    + ["wavcube_plugins.s3prl.upstream_folder"],
+    packages=[*find_packages(include=["wavcube_plugins*"]), "wavcube_plugins.s3prl.upstream_folder"],
     package_dir={"wavcube_plugins.s3prl.upstream_folder": "s3prl_upstream"},
     package_data={
         "wavcube_plugins": ["version.txt", "assets/**/*"],

@@ -171,6 +171,7 @@ def test_the_way_of_attending_changes_nothing(golden_model, monkeypatch, fast):
 @pytest.mark.parametrize(("causal", "ragged"), [(True, False), (False, False), (False, True)])
 def test_cpu_attention_is_attention(monkeypatch, causal, ragged):
     monkeypatch.setattr(layers, "CPU_SCORES", 32 * 100)
+    monkeypatch.setattr(layers, "CPU_FRAMES", 1)
     query, key, value = torch.randn(3, 2, 3, 100, 8).unbind(0)
     counts = [100, 60] if ragged else None
     bias = torch.randn(3, 100, 100)

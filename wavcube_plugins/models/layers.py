@@ -19,6 +19,12 @@ from wavcube_plugins.audio import length_mask
 # in the last-level cache; on a GPU it should be large enough to fill the card.
 BLOCK_ELEMENTS = {"cpu": 8 << 20, "cuda": 256 << 20}
 
+# Rows from which on oneDNN's product is the faster one: it reorders the weights at every call.
+ONEDNN_ROWS = 96
+
+# `cpu_attention` holds so many scores at a time, small enough for the second-level cache, and pays from so many frames.
+CPU_SCORES, CPU_FRAMES = 1 << 18, 128
+
 
 def block_elements(device: torch.device) -> int:
     """Return how many elements a temporary of one block of work may have on a device."""
@@ -61,19 +67,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
     if inference and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
         operator = _onednn_linear()
         # bfloat16 and float16 reach oneDNN through F.linear already.
-        if operator is not None and x.dtype == weight.dtype == torch.float32:
+        enough = x.numel() >= ONEDNN_ROWS * x.shape[-1]
+        if operator is not None and enough and x.dtype == weight.dtype == torch.float32:
             return operator(x, weight, bias, "gelu" if gelu else "none", [], "none" if gelu else "")
     y = F.linear(x, weight, bias)
     return F.gelu(y) if gelu else y
 
 
-# Scores that attention on a CPU holds at a time: small enough for the second-level cache.
-CPU_SCORES = 1 << 18
-
-
 def has_cpu_attention(x: Tensor) -> bool:
-    """Whether `cpu_attention` can take queries like these and is faster than PyTorch's own kernel."""
+    """Whether `cpu_attention` can take queries like these, (B, H, L, D), and is faster than PyTorch's own kernel."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    if x.shape[2] < CPU_FRAMES:
         return False
     if x.dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
