@@ -633,13 +633,7 @@ def test_install_s3prl_puts_the_hook_in_place(run):
     assert "hook" in run.out and run.out.count("\n") == 1
 
 
-def test_the_s3prl_folder_comes_and_goes(run, s3prl_checkout, monkeypatch):
-    from wavcube_plugins.s3prl import install
-
-    def not_installed():
-        raise install.InstallError("the hook of this environment is none of this test's business")
-
-    monkeypatch.setattr(install, "_distribution", not_installed)
+def test_the_s3prl_folder_comes_and_goes(run, s3prl_checkout):
     before = {path: path.read_bytes() for path in s3prl_checkout.rglob("*.py")}
     run("install-s3prl", "--folder", s3prl_checkout)
     assert (s3prl_checkout / "s3prl" / "upstream" / "wavcube" / "hubconf.py").is_file()
@@ -647,6 +641,8 @@ def test_the_s3prl_folder_comes_and_goes(run, s3prl_checkout, monkeypatch):
     run("uninstall-s3prl", "--folder", s3prl_checkout)
     assert run.out.startswith("restored ")
     assert {path: path.read_bytes() for path in s3prl_checkout.rglob("*.py")} == before
+    run("install-s3prl")
+    assert "already" in run.out  # the hook of this environment stayed where it is
 
 
 def test_no_s3prl_there(run, tmp_path):

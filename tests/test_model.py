@@ -149,6 +149,8 @@ def test_blocks_change_nothing(golden_model, monkeypatch):
         monkeypatch.setitem(layers.BLOCK_ELEMENTS, "cpu", 1000)
         monkeypatch.setattr(wavlm_module, "QUERY_ROWS", 7)
         monkeypatch.setattr(layers, "CPU_SCORES", 1)
+        monkeypatch.setattr(layers, "CPU_ROWS", 7)
+        monkeypatch.setattr(layers, "CPU_FRAMES", 1)
         latent, _ = golden_model.encode(waveforms, lengths)
     assert difference(latent, expected) < 1e-5
     assert difference(golden_model.encode(waveforms, lengths)[0], expected) < 1e-5  # with gradients
@@ -170,7 +172,8 @@ def test_the_way_of_attending_changes_nothing(golden_model, monkeypatch, fast):
 
 @pytest.mark.parametrize(("causal", "ragged"), [(True, False), (False, False), (False, True)])
 def test_cpu_attention_is_attention(monkeypatch, causal, ragged):
-    monkeypatch.setattr(layers, "CPU_SCORES", 32 * 100)
+    monkeypatch.setattr(layers, "CPU_SCORES", 1)
+    monkeypatch.setattr(layers, "CPU_ROWS", 32)
     monkeypatch.setattr(layers, "CPU_FRAMES", 1)
     query, key, value = torch.randn(3, 2, 3, 100, 8).unbind(0)
     counts = [100, 60] if ragged else None

@@ -238,7 +238,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Remove what `wavcube install-s3prl` installed, the hook as well as the folder.",
         "wavcube uninstall-s3prl",
     )
-    command.add_argument("--folder", metavar="S3PRL", help="an s3prl other than the one Python imports")
+    command.add_argument("--folder", metavar="S3PRL", help="remove the folder from this s3prl, and nothing else")
     return parser
 
 

@@ -22,8 +22,9 @@ BLOCK_ELEMENTS = {"cpu": 8 << 20, "cuda": 256 << 20}
 # Rows from which on oneDNN's product is the faster one: it reorders the weights at every call.
 ONEDNN_ROWS = 96
 
-# `cpu_attention` holds so many scores at a time, small enough for the second-level cache, and pays from so many frames.
-CPU_SCORES, CPU_FRAMES = 1 << 18, 128
+# `cpu_attention` holds about so many scores at a time, small enough for the cache, but takes at least so many queries,
+# since oneDNN reorders the keys for each block of them; and it pays from so many frames.
+CPU_SCORES, CPU_ROWS, CPU_FRAMES = 1 << 19, 256, 128
 
 
 def block_elements(device: torch.device) -> int:
@@ -119,7 +120,7 @@ def cpu_attention(
     attended = new(size, frames, heads, dim)
     for item in range(size):
         count = frames if lengths is None else lengths[item]
-        rows = min(count, max(32, CPU_SCORES // count // 32 * 32))
+        rows = min(count, max(CPU_ROWS, CPU_SCORES // count))
         if causal:
             ahead = query.new_full((rows, rows), float("-inf")).triu_(1)
         valid = slice(frames - count, frames) if bias is not None else slice(0, count)

@@ -100,7 +100,7 @@ def uninstall(s3prl_dir: str | Path | None = None) -> list[str]:
     """Remove the hook and the upstream folder, whichever are there; s3prl's files are what they were before.
 
     Args:
-        s3prl_dir: As in `install_folder`.
+        s3prl_dir: As in `install_folder`; if given, only the folder there is removed.
 
     Returns:
         What was done, as sentences.
@@ -108,20 +108,24 @@ def uninstall(s3prl_dir: str | Path | None = None) -> list[str]:
     Raises:
         InstallError: `s3prl_dir` is no s3prl, or `hub.py` has a line for the folder that this command did not write.
     """
-    done = []
+    if s3prl_dir is not None:
+        return _remove_folder(_find_s3prl(s3prl_dir)) or [f"nothing to remove: no folder is installed in {s3prl_dir}"]
+    done = _remove_hook()
+    if _imported_s3prl() is not None:
+        done += _remove_folder(_find_s3prl(None))
+    return done or ["nothing to remove: neither hook nor folder is installed"]
+
+
+def _remove_hook() -> list[str]:
     try:
         distribution = _distribution()
     except InstallError:
-        pass  # then there is no hook either
-    else:
-        hook = Path(distribution.locate_file(HOOK_NAME))
-        if hook.is_file():
-            hook.unlink()
-            done.append(f"removed the hook {hook}")
-        _unlist_hook(_records(distribution))
-    if s3prl_dir is not None or _imported_s3prl() is not None:
-        done += _remove_folder(_find_s3prl(s3prl_dir))
-    return done or ["nothing to remove: neither hook nor folder is installed"]
+        return []  # then there is no hook either
+    hook = Path(distribution.locate_file(HOOK_NAME))
+    found = hook.is_file()
+    hook.unlink(missing_ok=True)
+    _unlist_hook(_records(distribution))
+    return [f"removed the hook {hook}"] if found else []
 
 
 # The hook -------------------------------------------------------------------------------------------------------------
