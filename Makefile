@@ -4,11 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 DEMO   ?= demo_output
+NANO   ?= nano_work
 
-.PHONY: help env demo test lint format lock bench clean
+.PHONY: help env demo test lint format lock bench bench-pretraining nano clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 env: $(STAMP)  ## build .venv from the tested versions (done once; the other targets do it by themselves)
 
@@ -40,6 +41,12 @@ lock: $(STAMP)  ## write constraints.txt anew; versions stay unless a requiremen
 
 bench: $(STAMP)  ## speed and memory of encode and decode on this machine
 	$(BIN)/python benchmarks/speed.py
+
+bench-pretraining: $(STAMP)  ## seconds and memory of a training step, ours and the reference's way
+	$(BIN)/python benchmarks/pretraining.py
+
+nano: $(STAMP)  ## train WavCube-nano from nothing in $(NANO)/, hours on a CPU; resumes
+	PATH="$(CURDIR)/$(BIN):$$PATH" speechbrain_hparams/pretrain/nano/run.sh $(NANO)
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info

@@ -14,14 +14,8 @@ import soundfile
 import torch
 
 from wavcube_plugins import extraction, load_model
-from wavcube_plugins.extraction import (
-    ExtractionError,
-    LatentFolder,
-    ManifestError,
-    Utterance,
-    extract,
-    read_manifest,
-)
+from wavcube_plugins.extraction import ExtractionError, LatentFolder, extract
+from wavcube_plugins.manifests import ManifestError, Utterance, read_manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*UNTRAINED")
 

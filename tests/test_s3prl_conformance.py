@@ -3,6 +3,7 @@
 import dataclasses
 import doctest
 import json
+import math
 import random
 import sys
 import warnings
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from wavcube_plugins import load_model
 from wavcube_plugins.checkpoints import CheckpointError, save_model
 from wavcube_plugins.config import WavCubeConfig
+from wavcube_plugins.models.wavcube import WavCube
 from wavcube_plugins.s3prl import expert, hook, hubconf
 from wavcube_plugins.s3prl.expert import UpstreamOptions, local_source, url_source
 
@@ -577,3 +579,18 @@ def test_only_hidden_states_leaves_the_rest_out_and_changes_nothing(upstream, en
 def test_example_in_the_docstring():
     result = doctest.testmod(expert)
     assert result.attempted == 2 and result.failed == 0
+
+
+def test_a_latent_at_half_the_rate_keeps_its_own_lengths(tmp_path):
+    config = WavCubeConfig.preset("tiny")
+    config = dataclasses.replace(config, bottleneck=dataclasses.replace(config.bottleneck, frame_stride=2))
+    save_model(WavCube(config), tmp_path / "slow")
+    for layers in (False, True):
+        slow = expert.UpstreamExpert(tmp_path / "slow", layers=layers).eval()
+        features = slow(waves(1.0, 0.61))
+        for key in KEYS:
+            tensors = features[key] if isinstance(features[key], list) else [features[key]]
+            assert {len(tensor[0]) for tensor in tensors} == {math.ceil(RATE / slow.get_downsample_rates(key))}
+        assert slow.get_downsample_rates("latent") == 2 * HOP
+        alone = slow(waves(1.0, 0.61)[1:])["latent"][0]
+        torch.testing.assert_close(features["latent"][1, : len(alone)], alone, rtol=1e-4, atol=1e-4)

@@ -115,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
         "decode",
         _run_decode,
         "latents (.npy) to audio",
-        "Decode latents of shape (frames, channels) into audio, 320 samples per frame.",
+        "Decode latents of shape (frames, channels) into audio, 20 ms per frame (40 ms where the model has 25 Hz).",
         "wavcube decode speech.npy -o speech.wav",
     )
     _add_files(command, ".npy files, or folders of them", "audio file or folder; default: FILE.wavcube.wav beside each")
@@ -362,7 +362,8 @@ def _run_extract(arguments: argparse.Namespace) -> int:
     if arguments.output.exists() and not arguments.output.is_dir():
         raise InputError(f"{arguments.output}: is a file, not a folder")
 
-    from wavcube_plugins.extraction import extract, read_manifest
+    from wavcube_plugins.extraction import extract
+    from wavcube_plugins.manifests import read_manifest
 
     utterances = read_manifest(arguments.source, kind=arguments.format, root=arguments.root)
     model = _load(arguments, local_rank=int(os.environ.get("LOCAL_RANK", rank)) if world_size > 1 else 0)
@@ -684,7 +685,7 @@ def _watch_layers(model, seconds: float, *parts) -> Iterator[None]:
     with tqdm(total=seconds, bar_format=form, mininterval=progress_interval()) as bar:
 
         def count(layer, _, output) -> None:
-            rate = model.frame_rate * (2 if layer in vocoder else 1)
+            rate = model.sample_rate / model.config.wavlm.hop_length * (2 if layer in vocoder else 1)
             passed = output.shape[0] * output.shape[1] / rate / len(layers)
             bar.update(min(passed, bar.total - bar.n))  # overlapping windows pass twice
 

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class WavLMConfig:
-    """Sizes of a WavLM encoder; the defaults are WavLM-Large.
+    """Sizes and form of a WavLM, HuBERT or wav2vec 2.0 encoder; the defaults are WavLM-Large.
 
     Args:
         conv_dims: Channels of each layer of the conv stem.
@@ -24,6 +24,12 @@ class WavLMConfig:
         pos_conv_groups: Groups of the positional convolution.
         num_buckets: Buckets of the relative positions.
         max_distance: Distance in frames from which all positions share one bucket.
+        extractor_mode: `layer_norm`: LayerNorm behind every layer of the conv stem. `group_norm` (Base models): only
+            the first layer is normalised, each channel over the whole utterance.
+        conv_bias: Whether the conv stem has biases.
+        layer_norm_first: Transformer layers normalise what comes in (Large models); False: what goes out (Base).
+        relative_positions: Attention has WavLM's gated relative position bias; False: plain attention, as in HuBERT
+            and wav2vec 2.0, where `num_buckets` and `max_distance` mean nothing.
     """
 
     conv_dims: tuple[int, ...] = (512,) * 7
@@ -37,8 +43,13 @@ class WavLMConfig:
     pos_conv_groups: int = 16
     num_buckets: int = 320
     max_distance: int = 800
+    extractor_mode: str = "layer_norm"
+    conv_bias: bool = False
+    layer_norm_first: bool = True
+    relative_positions: bool = True
 
     def __post_init__(self):
+        _check_choice("extractor_mode", self.extractor_mode, ("layer_norm", "group_norm"))
         if not len(self.conv_dims) == len(self.conv_kernels) == len(self.conv_strides):
             raise ValueError(
                 f"conv_dims, conv_kernels and conv_strides must have one entry per layer, "
@@ -60,20 +71,47 @@ class WavLMConfig:
             samples = (samples - 1) * stride + kernel
         return samples
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sizes as plain numbers and lists, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> WavLMConfig:
+        """Build sizes from what `to_dict` returned; what is absent keeps its default.
+
+        Raises:
+            ValueError: an unknown or misspelt name, or a value of the wrong kind.
+        """
+        return _from_dict(cls, values, "")
+
 
 @dataclass(frozen=True)
 class BottleneckConfig:
-    """Sizes of Compressor and Restorer (paper section 3.1).
+    """Sizes and kind of the bottleneck, Compressor and Restorer (paper section 3.1 and its ablations).
 
     Args:
         latent_dim: Channels of the latent.
         num_layers: WavLM layers in each of the two.
         dropout: Dropout of those layers while training; nothing else in the model drops anything.
+        kind: `ae`: the latent is what the Compressor gives. `vae`: that is the mean of a Gaussian whose variance the
+            Compressor gives too, and training draws from it. `sigma_vae`: likewise with a fixed variance. At inference
+            the latent is the mean in every case.
+        sigma: Standard deviation of `sigma_vae`.
+        frame_stride: Feature frames per latent frame: 1 for 50 Hz, or 2 for 25 Hz by a strided convolution.
     """
 
     latent_dim: int = 128
     num_layers: int = 3
     dropout: float = 0.1
+    kind: str = "ae"
+    sigma: float = 0.5
+    frame_stride: int = 1
+
+    def __post_init__(self):
+        _check_choice("kind", self.kind, ("ae", "vae", "sigma_vae"))
+        _check_choice("frame_stride", self.frame_stride, (1, 2))
+        if self.sigma < 0:
+            raise ValueError(f"sigma must not be negative, got {self.sigma}")
 
 
 @dataclass(frozen=True)
@@ -93,7 +131,7 @@ class DecoderConfig:
         window_left: Frames (100 Hz) a windowed layer sees to the left.
         window_right: Frames it sees to the right.
         n_fft: Length of the inverse FFT and its Hann window, in samples.
-        hop_length: Hop of the inverse STFT, in samples: half the latent's hop.
+        hop_length: Hop of the inverse STFT, in samples: half the encoder's hop.
         rope_base: Base of the rotary embedding's wavelengths.
     """
 
@@ -148,7 +186,7 @@ class WavCubeConfig:
     @property
     def hop_length(self) -> int:
         """Samples per latent frame."""
-        return self.wavlm.hop_length
+        return self.wavlm.hop_length * self.bottleneck.frame_stride
 
     @classmethod
     def preset(cls, name: str) -> WavCubeConfig:
@@ -173,6 +211,11 @@ class WavCubeConfig:
             ValueError: an unknown or misspelt name, or a value of the wrong kind.
         """
         return _from_dict(cls, values, "")
+
+
+def _check_choice(name: str, value: Any, choices: tuple) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
 
 
 def _check_divides(name: str, value: int, divisor_name: str, divisor: int) -> None:
@@ -200,6 +243,27 @@ def _from_dict(cls, values: dict[str, Any], where: str):
         arguments[name] = value
     return cls(**arguments)
 
+
+_BASE = WavLMConfig(
+    hidden_dim=768, num_layers=12, num_heads=12, ffn_dim=3072, extractor_mode="group_norm", layer_norm_first=False
+)
+_PLAIN = WavLMConfig(relative_positions=False)
+
+# Encoders that torchaudio publishes weights of; the names are those of `torchaudio.pipelines` in small letters. Those
+# with a GroupNorm were trained on waveforms as they come; that WavCube normalises these makes no difference to them.
+BACKBONES = {
+    "wavlm_large": WavLMConfig(),
+    "wavlm_base": _BASE,
+    "wavlm_base_plus": _BASE,
+    "hubert_base": dataclasses.replace(_BASE, relative_positions=False),
+    "hubert_large": _PLAIN,
+    "hubert_xlarge": dataclasses.replace(_PLAIN, hidden_dim=1280, num_layers=48, ffn_dim=5120),
+    "wav2vec2_base": dataclasses.replace(_BASE, relative_positions=False),
+    "wav2vec2_large": dataclasses.replace(_PLAIN, extractor_mode="group_norm", layer_norm_first=False),
+    "wav2vec2_large_lv60k": dataclasses.replace(_PLAIN, conv_bias=True),
+    "wav2vec2_xlsr53": dataclasses.replace(_PLAIN, conv_bias=True),
+    "wav2vec2_xlsr_300m": dataclasses.replace(_PLAIN, conv_bias=True),
+}
 
 PRESETS = {
     "wavcube": WavCubeConfig(),

@@ -17,7 +17,6 @@ the index from all parts, so the last one writes all of it, and none waits for a
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import json
@@ -28,7 +27,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TextIO
 
 import numpy as np
@@ -36,19 +35,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wavcube_plugins.audio import AUDIO_SUFFIXES, AudioError, find_audio, pad_batch, read_audio, read_info
+from wavcube_plugins.audio import AudioError, pad_batch
 from wavcube_plugins.files import atomic_path
-
-MANIFEST_FORMATS = ("list", "scp", "jsonl")
-AUDIO_KEYS = ("audio_filepath", "audio", "audio_path", "path", "wav", "file")
-ID_KEYS = ("id", "utt_id", "utt", "key")
-START_KEYS = ("start", "offset")
+from wavcube_plugins.manifests import Utterance
 
 # From this many ids without folders of their own on, the latents are spread over 256 folders.
 MANY = 10_000
-
-# Bytes that a name in the file system may have (255 nearly everywhere), less what temporary names add.
-_LONGEST_NAME = 220
 
 # Audio held in memory, read and not yet encoded, in batches: from how much on a batch is formed, and the most.
 _ENOUGH, _MOST = 3, 8
@@ -56,46 +48,12 @@ _ENOUGH, _MOST = 3, 8
 # Latents that may wait for a slow disk.
 _MOST_WRITES = 1000
 
-
 # What a line must have to be one of ours.
 _RECORD, _FAILURE = {"id", "path", "source", "frames", "dim", "bytes"}, {"id", "source", "reason"}
 
 
-class ManifestError(ValueError):
-    """A manifest cannot be used; the message names the file and the line."""
-
-
 class ExtractionError(ValueError):
     """An output folder cannot be used for this run; the message says what it holds."""
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """One thing to extract.
-
-    Args:
-        id: Its name, and the latent's path below `npy/`.
-        source: The audio file.
-        start: Where it begins in the file, in seconds.
-        duration: Its length in seconds; None goes to the file's end.
-    """
-
-    id: str
-    source: str
-    start: float = 0.0
-    duration: float | None = None
-
-    def read(self, sample_rate: int) -> Tensor:
-        """Read its waveform (T,).
-
-        Raises:
-            AudioError: as `audio.read_audio`.
-        """
-        if not self.start and self.duration is None:
-            return read_audio(self.source, sample_rate)
-        rate = read_info(self.source).sample_rate
-        frames = None if self.duration is None else round(self.duration * rate)
-        return read_audio(self.source, sample_rate, start=round(self.start * rate), num_frames=frames)
 
 
 @dataclass(frozen=True)
@@ -117,56 +75,6 @@ class ExtractionResult:
     missing: int
     seconds: float
     elapsed: float
-
-
-def read_manifest(
-    source: str | os.PathLike, *, kind: str | None = None, root: str | os.PathLike | None = None
-) -> list[Utterance]:
-    """List the utterances of a folder, an audio file or a manifest.
-
-    A folder gives every audio file below it; ids are paths below the folder, without suffix. Manifests, also gzipped:
-
-    * `list`: one path per line; ids are the paths without suffix and without a leading slash.
-    * `scp`: Kaldi's `id path` per line (commands that end in `|` are refused).
-    * `jsonl`: one JSON object per line with the path under one of AUDIO_KEYS or as Lhotse's
-      `recording.sources[0].source`; an id under one of ID_KEYS, by default made from the path; and for a part of the
-      file its beginning in seconds under one of START_KEYS, with `duration` unless it goes to the end. A duration
-      without a beginning describes the whole file.
-
-    White space in ids becomes `_`. The same utterance listed twice is taken once.
-
-    Args:
-        source: The folder or file.
-        kind: One of MANIFEST_FORMATS; None takes `scp` by that suffix, `jsonl` by a first `{`, and else `list`.
-        root: Folder that relative paths are below; None looks in the current folder and then in the manifest's.
-
-    Raises:
-        ManifestError: no such file, nothing in it, a line that cannot be used, or one id for two utterances.
-    """
-    source = Path(source)
-    if source.is_dir():
-        utterances = [
-            Utterance(_clean_id(path.relative_to(source).with_suffix("").as_posix(), str(path)), os.path.abspath(path))
-            for path in find_audio(source)
-        ]
-        if not utterances:
-            raise ManifestError(f"{source}: no audio files in this folder (looked for {', '.join(AUDIO_SUFFIXES)})")
-    elif source.suffix.lower() in AUDIO_SUFFIXES and kind is None:
-        utterances = [Utterance(_clean_id(source.stem, str(source)), os.path.abspath(source))]
-    else:
-        utterances = list(_parse_manifest(source, kind, None if root is None else Path(root)))
-        if not utterances:
-            raise ManifestError(f"{source}: this manifest lists nothing")
-
-    unique: dict[str, Utterance] = {}
-    for utterance in utterances:
-        other = unique.setdefault(utterance.id, utterance)
-        if other != utterance:
-            raise ManifestError(
-                f"{source}: the id {utterance.id!r} stands for both {_describe(other)} and {_describe(utterance)}; "
-                "give them ids of their own in a manifest"
-            )
-    return list(unique.values())
 
 
 def extract(
@@ -449,8 +357,8 @@ def _check_sources(store: LatentFolder, utterances: Sequence[Utterance], records
         other = Utterance(utterance.id, record["source"], record.get("start", 0.0), record.get("duration"))
         if other != utterance:
             raise ExtractionError(
-                f"{store.folder}: holds the id {utterance.id!r} from {_describe(other)}, this run has it from "
-                f"{_describe(utterance)}; choose another output folder"
+                f"{store.folder}: holds the id {utterance.id!r} from {other.place}, this run has it from "
+                f"{utterance.place}; choose another output folder"
             )
 
 
@@ -533,97 +441,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
-
-
-def _parse_manifest(path: Path, kind: str | None, root: Path | None) -> Iterator[Utterance]:
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-            lines = file.read().split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "not a text file"
-        raise ManifestError(f"{path}: not readable as a manifest, {reason}") from error
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if kind is None and numbered:
-        suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-        kind = "scp" if suffix == ".scp" else "jsonl" if numbered[0][1].startswith("{") else "list"
-    for number, line in numbered:
-        where = f"{path}, line {number}"
-        if "\0" in line:
-            raise ManifestError(f"{where}: not text")
-        if kind == "jsonl":
-            yield _parse_json(line, where, path.parent, root)
-        elif kind == "scp":
-            name, _, audio = line.partition(" ") if "\t" not in line else line.partition("\t")
-            audio = audio.strip()
-            if not audio:
-                raise ManifestError(f"{where}: expected an id and a path, found {line!r}")
-            if audio.endswith("|"):
-                raise ManifestError(f"{where}: a command, which is not run; write its audio to files first")
-            yield Utterance(_clean_id(name, where), _locate(audio, path.parent, root))
-        else:
-            yield Utterance(_clean_id(_path_id(line), where), _locate(line, path.parent, root))
-
-
-def _parse_json(line: str, where: str, folder: Path, root: Path | None) -> Utterance:
-    try:
-        entry = json.loads(line)
-    except ValueError as error:
-        raise ManifestError(f"{where}: not JSON, {error}") from error
-    if not isinstance(entry, dict):
-        raise ManifestError(f"{where}: expected a JSON object, found {line[:40]}")
-    audio = next((entry[key] for key in AUDIO_KEYS if key in entry), None)
-    if audio is None:
-        try:
-            audio = entry["recording"]["sources"][0]["source"]
-        except (KeyError, IndexError, TypeError):
-            keys = ", ".join(AUDIO_KEYS)
-            raise ManifestError(f"{where}: names no audio; expected one of {keys} or recording.sources") from None
-    if not isinstance(audio, str):
-        raise ManifestError(f"{where}: the audio's path must be text, found {audio!r}")
-    begin = next((entry[key] for key in START_KEYS if key in entry), None)
-    duration = None if begin is None else entry.get("duration")
-    for name, value in (("beginning", begin), ("duration", duration)):
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9
-        ):
-            raise ManifestError(f"{where}: the {name} must be a number of seconds, found {value!r}")
-    if duration == 0:
-        raise ManifestError(f"{where}: the duration is 0 seconds")
-    name = next((str(entry[key]) for key in ID_KEYS if key in entry), None)
-    if name is None:
-        name = _path_id(audio)
-        if begin is not None:
-            name += f"-{round(begin * 1000):08d}"
-    return Utterance(_clean_id(name, where), _locate(audio, folder, root), float(begin or 0), duration)
-
-
-def _path_id(path: str) -> str:
-    parts = [part for part in PurePosixPath(os.path.splitext(path)[0]).parts if part not in ("/", ".", "..")]
-    return "/".join(parts)
-
-
-def _clean_id(name: str, where: str) -> str:
-    """Return an id that is one word and a path below a folder."""
-    name = "_".join(name.split())
-    parts = name.split("/")
-    if not name or any(part in ("", ".", "..") for part in parts):
-        raise ManifestError(f"{where}: {name!r} cannot be an id; it must be a name or a path below a folder")
-    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in parts):
-        raise ManifestError(f"{where}: the id {name[:40]}… is longer than a file name may be")
-    return name
-
-
-def _locate(path: str, folder: Path, root: Path | None) -> str:
-    if root is None and not os.path.exists(path) and (folder / path).exists():
-        root = folder
-    return os.path.abspath(path if root is None else root / path)
-
-
-def _describe(utterance: Utterance) -> str:
-    if not utterance.start and utterance.duration is None:
-        return utterance.source
-    length = "to its end" if utterance.duration is None else f"for {utterance.duration:g} s"
-    return f"{utterance.source} from {utterance.start:g} s {length}"
 
 
 def _open_for_lines(path: Path) -> TextIO:

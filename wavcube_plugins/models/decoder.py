@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from wavcube_plugins.audio import length_mask
 from wavcube_plugins.config import DecoderConfig
-from wavcube_plugins.models.layers import Linear, cpu_attention, has_cpu_attention, linear, mask_frames
+from wavcube_plugins.models.bottleneck import FrameUpsampler
+from wavcube_plugins.models.layers import (
+    Linear,
+    attend,
+    cpu_attention,
+    has_cpu_attention,
+    linear,
+    mask_frames,
+    windowed,
+)
 
 # Queries that a windowed layer handles together: large enough for efficient products, small enough that few of the
 # keys beside them lie outside the window.
@@ -73,14 +82,16 @@ class Window:
         query = F.pad(query, (0, 0, 0, 0, 0, spare)).view(size, self.blocks, WINDOW_BLOCK, heads, dim)
         span = WINDOW_BLOCK + self.left + self.right
         key, value = (
-            F.pad(x, (0, 0, 0, 0, self.left, self.right + spare)).unfold(1, span, WINDOW_BLOCK)  # (B, N, H, D, K)
+            windowed(F.pad(x.flatten(2), (0, 0, self.left, self.right + spare)), span, WINDOW_BLOCK)
+            .unflatten(2, (span, heads, dim))  # (B, N, K, H, D)
+            .transpose(2, 3)
             for x in (key, value)
         )
         mask = self.mask.expand(size, -1, heads, -1, -1)
-        attended = F.scaled_dot_product_attention(
+        attended = attend(
             query.transpose(2, 3).flatten(0, 1),  # (B N, H, Q, D)
-            key.transpose(3, 4).flatten(0, 1),
-            value.transpose(3, 4).flatten(0, 1),
+            key.flatten(0, 1),
+            value.flatten(0, 1),
             mask.flatten(0, 1),
         )
         attended = attended.transpose(1, 2).reshape(size, self.blocks * WINDOW_BLOCK, heads, dim)
@@ -117,7 +128,7 @@ class RotaryAttention(nn.Module):
             query, key, value = (part.transpose(1, 2) for part in (query, key, value))
             if has_cpu_attention(query):
                 return self.out_proj(cpu_attention(query, key, value, causal=True))
-            attended = F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
+            attended = attend(query, key, value, causal=True).transpose(1, 2)
         return self.out_proj(attended.reshape(size, frames, dim))
 
 
@@ -227,11 +238,13 @@ class AcousticDecoder(nn.Module):
     Args:
         latent_dim: Channels of the latent.
         config: Sizes.
+        frame_stride: Feature frames per latent frame, 1 or 2. The causal transformer works at the features' rate.
     """
 
-    def __init__(self, latent_dim: int, config: DecoderConfig):
+    def __init__(self, latent_dim: int, config: DecoderConfig, frame_stride: int = 1):
         super().__init__()
         self.config = config
+        self.latent_upsampler = FrameUpsampler(latent_dim) if frame_stride == 2 else None
         self.upsample_proj = nn.Conv1d(latent_dim, config.dim, kernel_size=1)
         self.layers = nn.ModuleList(
             DecoderLayer(config.dim, config.num_heads, config.ffn_dim) for _ in range(config.num_layers)
@@ -249,9 +262,12 @@ class AcousticDecoder(nn.Module):
             lengths: (B,) frames, or None if all items are whole.
 
         Returns:
-            Waveforms (B, T), float32, T = L times two hops; zero beyond their lengths.
+            Waveforms (B, T), float32, T = L times `frame_stride` times two hops; zero beyond their lengths.
         """
         config = self.config
+        if self.latent_upsampler is not None:
+            latent = self.latent_upsampler(latent, lengths)
+            lengths = None if lengths is None else 2 * lengths
         x = linear(latent, self.upsample_proj.weight[..., 0], self.upsample_proj.bias)  # (B, L, C)
         rotary = Rotary(x.shape[1], config.dim // config.num_heads, config.rope_base, x)
         for layer in self.layers:

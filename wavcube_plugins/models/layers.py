@@ -86,6 +86,29 @@ def has_cpu_attention(x: Tensor) -> bool:
     return x.dtype == torch.float32 and _onednn_linear() is not None
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
+    """Attend with PyTorch's kernel, or where a CPU trains with plain products, whose backward is several times faster.
+
+    Args:
+        query: (B, H, Q, D).
+        key: (B, H, K, D).
+        value: (B, H, K, D).
+        mask: What to add to the scores, broadcast to (B, H, Q, K).
+        causal: Each query sees the keys up to its own position; there is no mask then.
+
+    Returns:
+        (B, H, Q, D).
+    """
+    if query.device.type != "cpu" or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)
+    if causal:
+        mask = query.new_full((query.shape[2], key.shape[2]), float("-inf")).triu_(1)
+    scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(-1).to(value.dtype) @ value
+
+
 def cpu_attention(
     query: Tensor,
     key: Tensor,
@@ -178,3 +201,28 @@ def mask_frames(x: Tensor, lengths: Tensor | None) -> Tensor:
     if lengths is None:
         return x
     return x.masked_fill(~length_mask(lengths, x.shape[1])[..., None], 0.0)
+
+
+def windowed(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """Cut (B, L, C) into overlapping windows (B, L', kernel * C), without a copy where no gradient is wanted."""
+    if x.requires_grad and torch.is_grad_enabled():
+        return _Windowed.apply(x, kernel, stride)
+    return x.unfold(1, kernel, stride).transpose(2, 3).flatten(2)
+
+
+class _Windowed(torch.autograd.Function):
+    """Windows whose backward is a few additions; that of `unfold` was measured five to ten times slower on a CPU."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, kernel: int, stride: int) -> Tensor:
+        ctx.shape, ctx.kernel, ctx.stride = x.shape, kernel, stride
+        return x.unfold(1, kernel, stride).transpose(2, 3).flatten(2).contiguous()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        total = gradient.new_zeros(ctx.shape)
+        parts = gradient.unflatten(2, (ctx.kernel, -1))  # (B, L', kernel, C)
+        span = ctx.stride * (gradient.shape[1] - 1) + 1
+        for offset in range(ctx.kernel):
+            total[:, offset : offset + span : ctx.stride] += parts[:, :, offset]
+        return total, None, None

@@ -12,6 +12,7 @@ from wavcube_plugins.audio import check_lengths, check_waveforms, length_mask
 from wavcube_plugins.config import WavCubeConfig
 from wavcube_plugins.models.bottleneck import Compressor, Restorer
 from wavcube_plugins.models.decoder import AcousticDecoder
+from wavcube_plugins.models.layers import mask_frames
 from wavcube_plugins.models.wavlm import WavLM
 from wavcube_plugins.models.windowed import decode_windowed, encode_windowed
 
@@ -22,15 +23,17 @@ class WavCubeFeatures:
 
     Args:
         hidden_states: WavLM's hidden states, `num_layers` + 1 tensors (B, L, C).
-        latent: (B, L, latent_dim).
+        latent: (B, L', latent_dim), L' = L except at 25 Hz.
         restored: The features the Restorer rebuilds from the latent, (B, L, C).
-        lengths: (B,) frames.
+        lengths: (B,) frames of hidden states and restored features.
+        latent_lengths: (B,) frames of the latent.
     """
 
     hidden_states: list[Tensor]
     latent: Tensor
     restored: Tensor
     lengths: Tensor
+    latent_lengths: Tensor
 
 
 @dataclass
@@ -39,9 +42,10 @@ class WavCubeOutput:
 
     Args:
         features: The WavLM features that are compressed, (B, L, C).
-        latent: (B, L, latent_dim).
+        latent: (B, L', latent_dim), L' = L except at 25 Hz; for the VAEs the mean.
         restored: (B, L, C).
-        lengths: (B,) frames.
+        lengths: (B,) frames of features and restored features.
+        latent_lengths: (B,) frames of the latent.
         reconstruction: Waveforms of the input's shape (B, T).
     """
 
@@ -49,6 +53,7 @@ class WavCubeOutput:
     latent: Tensor
     restored: Tensor
     lengths: Tensor
+    latent_lengths: Tensor
     reconstruction: Tensor
 
 
@@ -76,7 +81,7 @@ class WavCube(nn.Module):
         )
         self.compressor = Compressor(config.wavlm, config.bottleneck)
         self.restorer = Restorer(config.wavlm, config.bottleneck)
-        self.decoder = AcousticDecoder(config.bottleneck.latent_dim, config.decoder)
+        self.decoder = AcousticDecoder(config.bottleneck.latent_dim, config.decoder, config.bottleneck.frame_stride)
         self.trained = False
         self.metadata: dict[str, str] = {}
 
@@ -118,16 +123,17 @@ class WavCube(nn.Module):
 
         Returns:
             The latent (B, L, latent_dim), zero beyond the lengths, and its lengths (B,) in frames: of T samples
-            1 + (T - 400) // 320, at least one.
+            1 + (T - 400) // 320, at least one, and half of that, rounded up, at 25 Hz. For the VAEs it is the mean.
 
         Raises:
             ValueError: waveforms or lengths of wrong type, shape or content.
         """
-        waveforms, lengths, masked = self._prepare(waveforms, lengths)
+        waveforms, lengths, masked = self.prepare(waveforms, lengths)
         if window_seconds is not None:
             return encode_windowed(self, waveforms, lengths, window_seconds)
-        frame_lengths = self.wavlm.frame_lengths(lengths)
-        return self._compress(self._features(waveforms, masked), frame_lengths, masked), frame_lengths
+        features = self.encoder_features(waveforms, masked)
+        latent = self.compressor(features, None if masked is None else self.wavlm.frame_lengths(lengths))
+        return latent, self.frame_lengths(lengths)
 
     def decode(
         self, latent: Tensor, lengths: Tensor | None = None, *, window_seconds: float | None = None
@@ -172,65 +178,98 @@ class WavCube(nn.Module):
         """
         latent, frame_lengths = self.encode(waveforms, lengths, window_seconds=window_seconds)
         decoded, _ = self.decode(latent, frame_lengths, window_seconds=window_seconds)
-        return self._fit(decoded, waveforms.shape[1], lengths), check_lengths(lengths, waveforms, "samples")
+        return fit_length(decoded, waveforms.shape[1], lengths), check_lengths(lengths, waveforms, "samples")
 
     def hidden_states(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
         """Return every hidden state of WavLM, for SUPERB's weighted sum; arguments as in `encode`.
 
         Returns:
             `num_layers` + 1 tensors (B, L, C), zero beyond the lengths: the first is the input of the first layer, the
-            last the output after the final layer norm; and the lengths (B,) in frames.
+            last the output after the final layer norm; and the lengths (B,) in WavLM's frames (50 Hz in any case).
         """
-        waveforms, lengths, masked = self._prepare(waveforms, lengths)
+        waveforms, lengths, masked = self.prepare(waveforms, lengths)
         states = self.wavlm.hidden_states(waveforms, masked)
         frame_lengths = self.wavlm.frame_lengths(lengths)
-        return [_zero_padding(state, frame_lengths, masked) for state in states], frame_lengths
+        frame_masked = None if masked is None else frame_lengths
+        return [mask_frames(state, frame_masked) for state in states], frame_lengths
 
     def features(self, waveforms: Tensor, lengths: Tensor | None = None) -> WavCubeFeatures:
         """Return hidden states, latent and restored features of one pass; arguments as in `encode`."""
-        waveforms, lengths, masked = self._prepare(waveforms, lengths)
+        waveforms, lengths, masked = self.prepare(waveforms, lengths)
         states = self.wavlm.hidden_states(waveforms, masked)
         frame_lengths = self.wavlm.frame_lengths(lengths)
+        frame_masked = None if masked is None else frame_lengths
         selected = self.post_wavlm_layer_norm(states[self.config.wavlm_layer])
-        latent = self._compress(selected, frame_lengths, masked)
-        restored = self.restorer(latent, None if masked is None else frame_lengths)
+        latent = self.compressor(selected, frame_masked)
+        restored = self.restorer(latent, frame_masked, frames=selected.shape[1])
         return WavCubeFeatures(
-            [_zero_padding(state, frame_lengths, masked) for state in states],
+            [mask_frames(state, frame_masked) for state in states],
             latent,
-            _zero_padding(restored, frame_lengths, masked),
+            mask_frames(restored, frame_masked),
             frame_lengths,
+            self.frame_lengths(lengths),
         )
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> WavCubeOutput:
         """Run the whole model, for training; arguments as in `encode`."""
-        prepared, lengths, masked = self._prepare(waveforms, lengths)
-        frame_lengths = self.wavlm.frame_lengths(lengths)
+        prepared, lengths, masked = self.prepare(waveforms, lengths)
+        frame_lengths, latent_lengths = self.wavlm.frame_lengths(lengths), self.frame_lengths(lengths)
         frame_masked = None if masked is None else frame_lengths
-        features = _zero_padding(self._features(prepared, masked), frame_lengths, masked)
-        latent = self._compress(features, frame_lengths, masked)
-        restored = _zero_padding(self.restorer(latent, frame_masked), frame_lengths, masked)
-        reconstruction = self._fit(self.decoder(latent, frame_masked), waveforms.shape[1], masked)
-        return WavCubeOutput(features, latent, restored, frame_lengths, reconstruction)
+        features = self.encoder_features(prepared, masked)
+        latent = self.compressor(features, frame_masked)
+        restored = mask_frames(self.restorer(latent, frame_masked, frames=features.shape[1]), frame_masked)
+        decoded = self.decoder(latent, None if masked is None else latent_lengths)
+        reconstruction = fit_length(decoded, waveforms.shape[1], masked)
+        return WavCubeOutput(features, latent, restored, frame_lengths, latent_lengths, reconstruction)
 
-    def _prepare(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return normalised waveforms in the weights' type, the lengths, and these again or None if all are whole."""
+    def frame_lengths(self, lengths: Tensor) -> Tensor:
+        """Return how many latent frames (B,) waveforms of the given lengths (B,) in samples make; at least one."""
+        return self.compressor.latent_lengths(self.wavlm.frame_lengths(lengths))
+
+    def prepare(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Check and normalise waveforms; arguments and errors as in `encode`.
+
+        Returns:
+            Normalised waveforms (B, T) in the weights' type, zero beyond the lengths; the lengths (B,) in samples; and
+            these again, or None if all items are whole, so that nothing needs to be masked.
+        """
         lengths = check_waveforms(waveforms, lengths)
         masked = lengths if bool((lengths < waveforms.shape[1]).any()) else None
         return normalise(waveforms, masked).to(self.dtype), lengths, masked
 
-    def _features(self, waveforms: Tensor, masked: Tensor | None) -> Tensor:
-        return self.post_wavlm_layer_norm(self.wavlm(waveforms, masked, layer=self.config.wavlm_layer))
+    def encoder_features(
+        self, waveforms: Tensor, lengths: Tensor | None = None, *, wavlm: WavLM | None = None
+    ) -> Tensor:
+        """Return the features that are compressed: the chosen hidden state, an inner one through its LayerNorm.
 
-    def _compress(self, features: Tensor, frame_lengths: Tensor, masked: Tensor | None) -> Tensor:
-        latent = self.compressor(features, None if masked is None else frame_lengths)
-        return _zero_padding(latent, frame_lengths, masked)
+        Args:
+            waveforms: Waveforms (B, T) from `prepare`: normalised, zero beyond their lengths.
+            lengths: (B,) samples, or None if all items are whole.
+            wavlm: Another WavLM of the same sizes to take instead of the model's own, such as the frozen teacher.
 
-    def _fit(self, waveforms: Tensor, samples: int, lengths: Tensor | None) -> Tensor:
-        """Cut or zero-pad waveforms at their ends to the input's shape and lengths."""
-        waveforms = F.pad(waveforms, (0, samples - waveforms.shape[1]))
-        if lengths is None:
-            return waveforms
-        return waveforms.masked_fill(~length_mask(torch.as_tensor(lengths, device=waveforms.device), samples), 0.0)
+        Returns:
+            (B, L, C), zero beyond `wavlm.frame_lengths(lengths)`.
+        """
+        wavlm = self.wavlm if wavlm is None else wavlm
+        features = self.post_wavlm_layer_norm(wavlm(waveforms, lengths, layer=self.config.wavlm_layer))
+        return mask_frames(features, None if lengths is None else wavlm.frame_lengths(lengths))
+
+
+def fit_length(waveforms: Tensor, samples: int, lengths: Tensor | None = None) -> Tensor:
+    """Cut or zero-pad decoded waveforms at their ends to the shape and lengths of those that were encoded.
+
+    Args:
+        waveforms: (B, T').
+        samples: The wanted T.
+        lengths: (B,) samples, or None if all items are whole.
+
+    Returns:
+        (B, T), zero beyond the lengths.
+    """
+    waveforms = F.pad(waveforms, (0, samples - waveforms.shape[1]))
+    if lengths is None:
+        return waveforms
+    return waveforms.masked_fill(~length_mask(torch.as_tensor(lengths, device=waveforms.device), samples), 0.0)
 
 
 def normalise(waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -253,7 +292,3 @@ def normalise(waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
     centred = (waveforms - mean).masked_fill(padding, 0.0)
     variance = centred.square().sum(dim=1, keepdim=True) / lengths[:, None]
     return centred / torch.sqrt(variance + 1e-7)
-
-
-def _zero_padding(x: Tensor, lengths: Tensor, masked: Tensor | None) -> Tensor:
-    return x if masked is None else x.masked_fill(~length_mask(lengths, x.shape[1])[..., None], 0.0)

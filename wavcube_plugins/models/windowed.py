@@ -23,15 +23,16 @@ def window_starts(frames: int, window: int, overlap: int) -> list[int]:
 def encode_windowed(model, waveforms: Tensor, lengths: Tensor, window_seconds: float) -> tuple[Tensor, Tensor]:
     """Encode normalised waveforms (B, T) with lengths (B,) window by window; returns as `WavCube.encode`."""
     window, overlap = _window_frames(model, window_seconds)
-    hop, field = model.hop_length, model.config.wavlm.receptive_field
-    frame_lengths = model.wavlm.frame_lengths(lengths)
+    hop, stride = model.hop_length, model.config.bottleneck.frame_stride
+    feature_hop, field = model.config.wavlm.hop_length, model.config.wavlm.receptive_field
+    frame_lengths = model.frame_lengths(lengths)
     latent = waveforms.new_zeros(len(waveforms), int(frame_lengths.max()), model.latent_dim)
     for item, (samples, frames) in enumerate(zip(lengths.tolist(), frame_lengths.tolist(), strict=True)):
         starts = window_starts(frames, window, overlap)
         for index, start in enumerate(starts):
             end = min(start + window, frames)
-            piece = waveforms[item : item + 1, start * hop : min((end - 1) * hop + field, samples)]
-            encoded = model.compressor(model._features(piece, None))[0]
+            stop = min((end * stride - 1) * feature_hop + field, samples) if end < frames else samples
+            encoded = model.compressor(model.encoder_features(waveforms[item : item + 1, start * hop : stop]))[0]
             # Hand over in the middle of the overlap with the window before.
             first = (start + starts[index - 1] + window) // 2 if index else 0
             latent[item, first:end] = encoded[first - start :]

@@ -15,6 +15,8 @@ from torch.nn.utils.parametrizations import weight_norm
 PERIODS = (2, 3, 5, 7, 11)
 WINDOWS = (2048, 1024, 512)
 BANDS = ((0.0, 0.1), (0.1, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
+PERIOD_CHANNELS = (32, 128, 512, 1024)
+BAND_CHANNELS = 32
 SLOPE = 0.1  # of the leaky rectifier
 
 
@@ -27,15 +29,16 @@ class PeriodDiscriminator(nn.Module):
 
     Args:
         period: In samples.
+        width: Share of the published discriminator's channels.
     """
 
-    def __init__(self, period: int):
+    def __init__(self, period: int, width: float = 1.0):
         super().__init__()
         self.period = period
-        channels = (1, 32, 128, 512, 1024)
+        channels = (1, *(max(1, round(width * count)) for count in PERIOD_CHANNELS))
         convs = [_conv(a, b, (5, 1), (3, 1), padding=(2, 0)) for a, b in pairwise(channels)]
-        self.convs = nn.ModuleList([*convs, _conv(1024, 1024, (5, 1), padding=(2, 0))])
-        self.conv_post = _conv(1024, 1, (3, 1), padding=(1, 0))
+        self.convs = nn.ModuleList([*convs, _conv(channels[-1], channels[-1], (5, 1), padding=(2, 0))])
+        self.conv_post = _conv(channels[-1], 1, (3, 1), padding=(1, 0))
 
     def forward(self, waveforms: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return scores (B, N) and inner features of waveforms (B, T)."""
@@ -59,7 +62,7 @@ class BandDiscriminator(nn.Module):
         channels: Of every convolution.
     """
 
-    def __init__(self, window_length: int, channels: int = 32):
+    def __init__(self, window_length: int, channels: int = BAND_CHANNELS):
         super().__init__()
         self.window_length = window_length
         bins = window_length // 2 + 1
@@ -100,12 +103,18 @@ class BandDiscriminator(nn.Module):
 
 
 class Discriminators(nn.Module):
-    """Both kinds, each a list of discriminators."""
+    """Both kinds, each a list of discriminators.
 
-    def __init__(self):
+    Args:
+        width: Share of the published discriminators' channels.
+    """
+
+    def __init__(self, width: float = 1.0):
         super().__init__()
-        self.multiperioddisc = nn.ModuleDict({"discriminators": nn.ModuleList(map(PeriodDiscriminator, PERIODS))})
-        self.multiresddisc = nn.ModuleDict({"discriminators": nn.ModuleList(map(BandDiscriminator, WINDOWS))})
+        periods = [PeriodDiscriminator(period, width) for period in PERIODS]
+        bands = [BandDiscriminator(window, max(1, round(width * BAND_CHANNELS))) for window in WINDOWS]
+        self.multiperioddisc = nn.ModuleDict({"discriminators": nn.ModuleList(periods)})
+        self.multiresddisc = nn.ModuleDict({"discriminators": nn.ModuleList(bands)})
 
     def forward(self, waveforms: Tensor) -> dict[str, tuple[list[Tensor], list[list[Tensor]]]]:
         """Return, for `mp` (multi-period) and `mrd` (multi-resolution), the scores and inner features of (B, T)."""

@@ -23,12 +23,14 @@ class LossWeights:
         adversarial: Of the hinge and feature-matching losses, and of the discriminators' own loss.
         semantic: Of the semantic anchoring loss.
         adversarial_from: Step at which the discriminators come in; before it mel and semantic losses stand alone.
+        kl: Of the divergence of a variational bottleneck from a standard normal distribution.
     """
 
     mel: float
     adversarial: float
     semantic: float
     adversarial_from: int
+    kl: float = 1e-4
 
 
 STAGE_WEIGHTS = {
@@ -46,30 +48,38 @@ class LogMel(nn.Module):
 
     Args:
         sample_rate: In Hz.
+        n_fft: Window in samples; hop and bands are in proportion, a quarter and about a tenth of it.
     """
 
-    def __init__(self, sample_rate: int = 16000):
+    def __init__(self, sample_rate: int = 16000, n_fft: int = MEL_N_FFT):
         super().__init__()
+        self.n_fft = n_fft
         with warnings.catch_warnings():
             # At high rates the lowest bands fall between two bins and stay at the floor.
             warnings.simplefilter("ignore", UserWarning)
             self.transform = torchaudio.transforms.MelSpectrogram(
-                sample_rate, n_fft=MEL_N_FFT, hop_length=MEL_HOP, n_mels=MEL_BANDS, center=True, power=1
+                sample_rate,
+                n_fft=n_fft,
+                hop_length=n_fft * MEL_HOP // MEL_N_FFT,
+                n_mels=n_fft * MEL_BANDS // MEL_N_FFT,
+                center=True,
+                power=1,
             )
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Turn waveforms (..., T) into (..., 100, 1 + T // 256), in float32."""
+        """Turn waveforms (..., T) into (..., bands, 1 + T // hop), in float32; the default window has 100 and 256."""
         # Reflection at the edges needs more samples than half a window.
-        shortage = MEL_N_FFT // 2 + 1 - waveforms.shape[-1]
+        shortage = self.n_fft // 2 + 1 - waveforms.shape[-1]
         if shortage > 0:
             waveforms = F.pad(waveforms, (0, shortage))
         with torch.autocast(waveforms.device.type, enabled=False):
             return self.transform(waveforms.float()).clamp_min(MEL_FLOOR).log()
 
 
-def mel_loss(log_mel: LogMel, real: Tensor, generated: Tensor) -> Tensor:
-    """Return the mean absolute log-mel distance of two batches of waveforms (B, T)."""
-    return F.l1_loss(log_mel(generated), log_mel(real))
+def mel_loss(log_mels: LogMel | Sequence[LogMel], real: Tensor, generated: Tensor) -> Tensor:
+    """Return the mean absolute log-mel distance of two batches of waveforms (B, T), averaged over several windows."""
+    log_mels = [log_mels] if isinstance(log_mels, LogMel) else log_mels
+    return torch.stack([F.l1_loss(log_mel(generated), log_mel(real)) for log_mel in log_mels]).mean()
 
 
 def semantic_anchoring_loss(features: Tensor, teacher: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -126,8 +126,9 @@ class UpstreamExpert(nn.Module):
         self.model.eval()
 
     def get_downsample_rates(self, key: str | None = None) -> int:
-        """Return the samples between two frames; the same for every key."""
-        return self.model.hop_length
+        """Return the samples between two frames; at a latent rate of 25 Hz the latent's are twice those of WavLM."""
+        latent = key == "latent" or (key in (None, "hidden_states", "last_hidden_state") and not self.layers)
+        return self.model.hop_length if latent else self.model.config.wavlm.hop_length
 
     def train(self, mode: bool = True) -> UpstreamExpert:
         """Set the mode as usual, but keep the model itself in evaluation, so that features never become random."""
@@ -146,9 +147,10 @@ class UpstreamExpert(nn.Module):
             wavs: Waveforms (T_i,) at the model's sample rate, floating point, at least one sample each.
 
         Returns:
-            Features of ceil(T / hop) frames L, T the longest item, in float32: `hidden_states`, a list with the latent
-            alone, or with WavLM's `num_layers` + 1 hidden states if `layers`; `last_hidden_state`, the last of these;
-            `latent` (B, L, latent_dim); `wavlm`, all hidden states (B, L, C); `restored` (B, L, C).
+            Features of ceil(T / hop) frames L, T the longest item, in float32; the hop is the key's
+            `get_downsample_rates`. `hidden_states`, a list with the latent alone, or with WavLM's `num_layers` + 1
+            hidden states if `layers`; `last_hidden_state`, the last of these; `latent` (B, L, latent_dim); `wavlm`, all
+            hidden states (B, L, C); `restored` (B, L, C).
 
         Raises:
             ValueError: a waveform that is not 1-D, not floating point, empty or not finite.
@@ -161,17 +163,19 @@ class UpstreamExpert(nn.Module):
         features: dict[str, Any] = {}
         if not self.options.only_hidden_states:
             result = self.model.features(waveforms, lengths)
-            frames = result.lengths
+            frames, latent_frames = result.lengths, result.latent_lengths
             features = {"latent": result.latent, "wavlm": result.hidden_states, "restored": result.restored}
         elif self.layers:
             features["wavlm"], frames = self.model.hidden_states(waveforms, lengths)
         else:
-            features["latent"], frames = self.model.encode(waveforms, lengths)
+            features["latent"], latent_frames = self.model.encode(waveforms, lengths)
 
-        wanted = math.ceil(waveforms.shape[1] / self.model.hop_length)
-        for name in ("latent", "restored"):
-            if name in features:
-                features[name] = _repeat_last(features[name], frames, wanted)
+        if "latent" in features:
+            wanted = math.ceil(waveforms.shape[1] / self.model.hop_length)
+            features["latent"] = _repeat_last(features["latent"], latent_frames, wanted)
+        wanted = math.ceil(waveforms.shape[1] / self.model.config.wavlm.hop_length)
+        if "restored" in features:
+            features["restored"] = _repeat_last(features["restored"], frames, wanted)
         states = features.get("wavlm", [])
         for index, state in enumerate(states):  # in place: the layers of a large batch are gigabytes
             states[index] = _repeat_last(state, frames, wanted)

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Makes WavCube-nano from nothing: speech, teacher, both stages, the ablation without anchoring, scores, and the folder
+# that ships with the package. Stopped, it goes on where it was.
+#
+#   speechbrain_hparams/pretrain/nano/run.sh WORK [EXPORT]
+#
+# WORK takes about 2 GB; EXPORT is where the model goes (WORK/export). About five hours on two CPU cores, of which the
+# three trainings take nearly all; RECORDINGS=folder measures on recordings of your own too.
+set -euo pipefail
+
+if [[ $# -lt 1 || $1 == -h || $1 == --help ]]; then
+    sed -n '2,8s/^# \{0,1\}//p' "$0"
+    exit 0
+fi
+work=$1
+export=${2:-$work/export}
+python=${PYTHON:-python}
+nano=$(cd "$(dirname "$0")" && pwd)
+pretrain=$(dirname "$nano")
+# bfloat16 halves the time where the processor has it; elsewhere it is slower than float32.
+precision=${PRECISION:-bf16}
+corpus=(--train "$work/corpus/train.jsonl" --valid "$work/corpus/valid.jsonl")
+
+# `ttspico` adds natural voices; it is built from source, and without it espeak-ng speaks alone.
+"$python" -c 'import ttspico' 2>/dev/null || "$python" -m pip install --quiet ttspico || true
+"$python" "$nano/corpus.py" "$work/corpus"
+"$python" "$nano/teacher.py" "$nano/teacher.yaml" --corpus "$work/corpus" --output_folder "$work/teacher"
+
+"$python" "$pretrain/train.py" "$pretrain/stage1.yaml" --preset nano "${corpus[@]}" --precision "$precision" \
+    --backbone "$work/teacher/export" --output_folder "$work/stage1"
+"$python" "$pretrain/train.py" "$pretrain/stage2.yaml" --preset nano "${corpus[@]}" --precision "$precision" \
+    --start "$work/stage1" --output_folder "$work/stage2"
+# The ablation: the same without the semantic anchoring loss, as far as tells the two apart.
+"$python" "$pretrain/train.py" "$pretrain/stage2.yaml" --preset nano "${corpus[@]}" --precision "$precision" \
+    --start "$work/stage1" --output_folder "$work/no_anchoring" --semantic_weight 0 --stop_at 2000
+
+"$python" "$nano/measure.py" --corpus "$work/corpus" --stage1 "$work/stage1" --stage2 "$work/stage2" \
+    --no-anchoring "$work/no_anchoring" ${RECORDINGS:+--recordings "$RECORDINGS"} --out "$work/scores.json"
+wavcube export "$work/stage2" "$export" --dtype float16 --scores "$work/scores.json"

@@ -1,0 +1,534 @@
+#!/usr/bin/env python
+"""Trains WavCube with SpeechBrain: `python train.py stage1.yaml --train SPEECH`, then the same with stage2.yaml.
+
+On several GPUs: `torchrun --standalone --nproc_per_node=8 train.py …`. Everything in the YAML file can be given on the
+command line, and SpeechBrain's own options too (`--device cpu`, `--precision bf16`). What is computed lies in
+`wavcube_plugins.pretraining`; here SpeechBrain provides the loop, checkpoints, precision and several processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+try:
+    import speechbrain as sb
+except ImportError:
+    sys.exit("train.py: error: this script needs SpeechBrain: pip install 'wavcube-plugins[speechbrain]'")
+import torch
+import yaml
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.utils.checkpoints import METAFNAME, mark_as_loader, mark_as_saver, register_checkpoint_hooks
+from speechbrain.utils.distributed import ddp_barrier, ddp_init_group, get_rank, if_main_process, main_process_only
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from wavcube_plugins.pretraining import data, runs
+from wavcube_plugins.pretraining.losses import STAGE_WEIGHTS
+from wavcube_plugins.pretraining.reports import Report
+from wavcube_plugins.pretraining.step import Generator, NonFiniteError, PretrainingStep, Schedule
+
+USAGE = "python train.py stage1.yaml --train SPEECH [--preset nano] [--device cpu] [--precision bf16]"
+
+# SpeechBrain's run options that would do nothing here, and what to use instead.
+WITHOUT_EFFECT = {
+    "max_grad_norm": "use --max_gradient_norm",
+    "grad_accumulation_factor": "use a larger --batch_size, or more processes",
+    "skip_nonfinite_grads": "it is always done",
+    "nonfinite_patience": "use --most_skipped",
+    "optimizer_step_limit": "use --stop_at",
+    "remove_vector_weight_decay": "use --weight_decay",
+    "test_only": "use `wavcube reconstruct` or `wavcube compare`",
+    "data_parallel_backend": "start it with torchrun",
+    "jit": "use --compile",
+    "auto_mix_prec": "use --precision bf16",
+    "bfloat16_mix_prec": "use --precision bf16",
+}
+
+# What settings must be: the least value of whole numbers and of others, whether null is allowed, and the rest.
+WHOLE = {
+    **{"batch_size": 1, "num_workers": 0, "valid_size": 1, "total_steps": 1, "warmup_steps": 0, "validate_every": 1},
+    **{"log_every": 1, "keep": 1, "examples": 0, "most_skipped": 1, "seed": 0, "stage": 1, "frame_rate": 1},
+    **{"wavlm_layer": -1, "latent_dim": 1, "adversarial_from": 0, "stop_at": 1},
+}
+NUMBERS = {
+    **{"crop_seconds": 0.1, "valid_seconds": 0.1, "discriminator_width": 0.001, "lr": 0.0, "weight_decay": 0.0},
+    **{"beta1": 0.0, "beta2": 0.0, "mel_weight": 0.0, "adversarial_weight": 0.0, "semantic_weight": 0.0},
+    **{"kl_weight": 0.0, "max_gradient_norm": 0.0, "ckpt_interval_minutes": 0},
+}
+FLAGS = ("init_adapters", "compile", "checkpointing", "utmos", "speaker_similarity", "wer")
+TEXTS = ("output_folder", "train", "valid", "root", "size", "backbone", "start", "bottleneck")
+OPTIONAL = (
+    *("latent_dim", "adversarial_from", "stop_at", "mel_weight", "adversarial_weight", "semantic_weight", "kl_weight"),
+    *("max_gradient_norm", "valid", "root", "backbone", "start"),
+)
+
+# What a run keeps from its beginning to its end.
+FIXED = ("stage", "size", "bottleneck", "latent_dim", "frame_rate", "wavlm_layer", "discriminator_width")
+
+
+class PretrainingBrain(sb.Brain):
+    """SpeechBrain's loop around `PretrainingStep`; an epoch is the steps from one validation to the next."""
+
+    def __init__(self, start: runs.Start, train: data.Crops, valid: data.Beginnings, settings: dict, run_opts: dict):
+        self.settings, self.stage_number = settings, settings["stage"]
+        self.start = start
+        teacher = start.teacher if self.stage_number == 2 else None
+        generator = Generator(start.model, self.stage_number, teacher, checkpointing=settings["checkpointing"])
+        self.folder = Path(settings["output_folder"])
+        checkpointer = _Checkpointer(self.folder / runs.SAVE_NAME)
+        modules = {"generator": generator, "discriminators": start.discriminators}
+        super().__init__(modules, hparams=settings, run_opts=run_opts, checkpointer=checkpointer)
+        if self.compile:
+            # In place, the generator alone; SpeechBrain would wrap all modules once more.
+            generator.compile()
+            self.compile = False
+        self.world_size = torch.distributed.get_world_size() if self.distributed_launch else 1
+        self.total = settings["stop_at"] or settings["total_steps"]
+        self.every = settings["validate_every"]
+        self.done = 0
+        self.sampler = data.StepSampler(
+            len(train), settings["batch_size"], settings["seed"], get_rank() or 0, self.world_size
+        )
+        self.valid_size = len(valid)
+        workers = settings["num_workers"]
+        self.train_loader = DataLoader(
+            train,
+            batch_sampler=self.sampler,
+            collate_fn=data.collate,
+            num_workers=workers,
+            pin_memory=self.device_type == "cuda",
+        )
+        share = [(index, 0) for index in range(get_rank() or 0, len(valid), self.world_size)]
+        self.valid_loader = DataLoader(
+            valid,
+            sampler=share,
+            batch_size=settings["batch_size"],
+            collate_fn=data.collate,
+            num_workers=min(workers, 4),
+        )
+        self.report = Report(self.folder, start.model.sample_rate, settings) if if_main_process() else None
+        self.skipped: dict[str, str] = {}
+        checkpointer.add_recoverable("model", _Recoverable(self._weights, self._load_weights))
+        checkpointer.add_recoverable("discriminators", start.discriminators)
+
+    def train(self) -> None:
+        """Train to the end, going on from the last checkpoint if there is one."""
+        self.fit(self._epochs(), self.train_loader, self.valid_loader, progressbar=False)
+
+    def on_fit_start(self):
+        super().on_fit_start()
+        checkpoint = self.checkpointer.find_checkpoint()
+        if checkpoint is not None:
+            self.done = checkpoint.meta["step"]
+
+    def _epochs(self) -> Iterator[int]:
+        # Counted in steps, not in epochs, so that a resumed run may validate more often or end later than before. An
+        # epoch that was begun ends with its validation, even if no step of it is left.
+        number = 0
+        while self.done < self.total or self.step:
+            number += 1
+            yield number
+
+    def init_optimizers(self):
+        settings = self.settings
+        own = STAGE_WEIGHTS[self.stage_number]
+        given = {
+            "mel": settings["mel_weight"],
+            "adversarial": settings["adversarial_weight"],
+            "semantic": settings["semantic_weight"],
+            "adversarial_from": settings["adversarial_from"],
+            "kl": settings["kl_weight"],
+        }
+        weights = type(own)(**{name: getattr(own, name) if value is None else value for name, value in given.items()})
+        self.pretraining = PretrainingStep(
+            self.modules.generator,
+            self.modules.discriminators,
+            weights,
+            Schedule(settings["lr"], settings["warmup_steps"], settings["total_steps"]),
+            seed=settings["seed"],
+            rank=get_rank() or 0,
+            autocast={"fp32": None, "bf16": torch.bfloat16}[self.precision],
+            max_gradient_norm=settings["max_gradient_norm"],
+            most_skipped=settings["most_skipped"],
+            sample_rate=self.start.model.sample_rate,
+            mel_windows=settings["mel_windows"],
+            betas=(settings["beta1"], settings["beta2"]),
+            weight_decay=settings["weight_decay"],
+        )
+        state = _Recoverable(self.pretraining.state_dict, self.pretraining.load_state_dict)
+        self.checkpointer.add_recoverable("training", state)
+
+    def on_stage_start(self, stage, epoch=None):
+        if stage == sb.Stage.TRAIN:
+            begun = self.done - self.step
+            self.sampler.steps = range(self.done, min((begun // self.every + 1) * self.every, self.total))
+            self.progress = tqdm(
+                total=self.total,
+                initial=self.done,
+                desc=f"stage {self.stage_number}",
+                unit="step",
+                dynamic_ncols=True,
+                disable=not if_main_process() or self.noprogressbar,
+                mininterval=0.5 if sys.stderr.isatty() else 30,
+            )
+            self.last_log = (time.monotonic(), self.done)
+        else:
+            self.sums, self.count, self.examples = {}, 0, []
+
+    def fit_batch(self, batch):
+        step = self.done
+        self._note_skipped(batch.skipped)
+        result = self.pretraining(batch.waveforms, step)
+        self.done = step + 1
+        self.progress.update()
+        if result.skipped:
+            logging.getLogger(__name__).warning(
+                "step %d: the gradients of %s were not finite; the step was skipped (%d so far)",
+                step,
+                " and ".join(result.skipped),
+                self.pretraining.skipped,
+            )
+        if self.report and (step + 1) % self.settings["log_every"] == 0:
+            values = {name: float(value) for name, value in result.losses.items()}
+            self.progress.set_postfix(self.report.shorten(values))
+            now, (then, before) = time.monotonic(), self.last_log
+            values |= {f"gradient norm/{name}": float(value) for name, value in result.gradient_norms.items()}
+            values |= {
+                "learning rate": result.learning_rate,
+                "epoch": self.sampler.epoch(step + 1),
+                "skipped steps": self.pretraining.skipped,
+                "seconds per step": (now - then) / max(1, step + 1 - before),
+            }
+            self.report.training(step + 1, values)
+            self.last_log = (now, step + 1)
+        return result.losses["gen_total"]
+
+    def evaluate_batch(self, batch, stage):
+        self._note_skipped(batch.skipped)
+        losses, reconstruction = self.pretraining.validate(batch.waveforms)
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value) * len(batch)
+        self.count += len(batch)
+        if self.report and len(self.examples) < self.settings["examples"]:
+            pairs = zip(batch.ids, batch.waveforms, reconstruction.float().cpu(), strict=True)
+            self.examples += list(pairs)[: self.settings["examples"] - len(self.examples)]
+        return losses["mel"]
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        if stage == sb.Stage.TRAIN:
+            self.progress.close()
+            return
+        scores = self._averages()
+        if self.report:
+            self.report.validation(self.done, scores, self.examples)
+        scores = {name: value for name, value in scores.items() if math.isfinite(value)}
+        self.checkpointer.save_and_keep_only(
+            meta={"step": self.done, **scores}, num_to_keep=self.settings["keep"], importance_keys=[], min_keys=["mel"]
+        )
+
+    def _save_intra_epoch_ckpt(self):
+        flag = sb.core.INTRA_EPOCH_CKPT_FLAG
+        self.checkpointer.save_and_keep_only(
+            end_of_epoch=False,
+            num_to_keep=1,
+            importance_keys=[],  # SpeechBrain's default is one list that grows with every call
+            ckpt_predicate=lambda checkpoint: flag in checkpoint.meta,
+            meta={flag: True, "step": self.done},
+            verbosity=logging.DEBUG,
+        )
+
+    def _averages(self) -> dict[str, float]:
+        names = sorted(self.sums) if self.sums else []
+        if self.world_size > 1:
+            # A process may have had nothing to validate.
+            shared = [None] * self.world_size
+            torch.distributed.all_gather_object(shared, (self.sums, self.count))
+            names = sorted({name for sums, _ in shared for name in sums})
+            self.sums = {name: sum(sums.get(name, 0.0) for sums, _ in shared) for name in names}
+            self.count = sum(count for _, count in shared)
+        return {name: self.sums[name] / self.count for name in names}
+
+    def all_skipped(self) -> set[str]:
+        """Return the utterances that could not be used, of all processes."""
+        names = [list(self.skipped)]
+        if self.world_size > 1:
+            names = [None] * self.world_size
+            torch.distributed.all_gather_object(names, list(self.skipped))
+        return set().union(*names)
+
+    def _note_skipped(self, skipped: list[data.Skipped]) -> None:
+        new = {entry.id: entry.reason for entry in skipped if entry.id not in self.skipped}
+        if not new:
+            return
+        self.skipped |= new
+        with open(self.folder / f"skipped.{get_rank() or 0}.tsv", "a", encoding="utf-8", errors="replace") as file:
+            for name, reason in new.items():
+                logging.getLogger(__name__).warning("skipped %s: %s", name, reason)
+                file.write(f"{name}\t{reason}\n")
+
+    def _weights(self) -> dict:
+        return runs.trained_weights(self.start.model, self.stage_number)
+
+    def _load_weights(self, state: dict) -> None:
+        runs.load_weights(self.start.model, state, self.stage_number)
+
+
+class _Checkpointer(sb.utils.checkpoints.Checkpointer):
+    """Names a checkpoint as one only when all of it is on the disk, so that a kill never leaves half of one."""
+
+    def save_checkpoint(self, *arguments, **keywords):
+        checkpoint = super().save_checkpoint(*arguments, **keywords)
+        if checkpoint is not None:  # in the main process
+            os.replace(checkpoint.path / f"{METAFNAME}.part", checkpoint.path / METAFNAME)
+        ddp_barrier()
+        return checkpoint
+
+    def _save_checkpoint_metafile(self, fpath, *arguments, **keywords):
+        return super()._save_checkpoint_metafile(fpath.with_name(f"{METAFNAME}.part"), *arguments, **keywords)
+
+
+@register_checkpoint_hooks
+class _Recoverable:
+    """A part of the training state for SpeechBrain's checkpointer: a pair of functions."""
+
+    def __init__(self, get, put):
+        self.get, self.put = get, put
+
+    @mark_as_saver
+    def save(self, path):
+        torch.save(self.get(), path)
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        self.put(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def read_settings(arguments: list[str]) -> tuple[dict, dict, str, dict]:
+    """Return the settings, SpeechBrain's run options, the path of the YAML file, and what was set beside it.
+
+    Raises:
+        ValueError: one of them is unknown, or has a value that cannot be used.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            path, run_opts, overrides = sb.parse_arguments(arguments)
+    except SystemExit:
+        # argparse has printed all options and then the reason.
+        raise ValueError(complaint.getvalue().strip().split("error: ")[-1]) from None
+    if not Path(path).is_file():
+        what = "is a folder" if Path(path).is_dir() else "no such file"
+        raise ValueError(f"{path}: {what}; the settings come first, such as stage1.yaml ({USAGE})")
+    _check_options(run_opts)
+    try:
+        overrides = yaml.safe_load(overrides) if overrides else {}
+    except yaml.YAMLError:
+        overrides = overrides.split("\n")[0]
+    if not isinstance(overrides, dict):
+        raise ValueError(f"expected --setting value, found {overrides!r} without a --setting that takes it")
+    text = Path(path).read_text()
+    try:
+        settings = load_hyperpyyaml(text)
+        settings["train"]
+        unknown = [name for name in overrides if name not in settings]
+        if unknown:
+            raise ValueError(f"there is no setting {unknown[0]!r}; {path} lists and explains them all")
+        preset = overrides.get("preset", settings["preset"])
+        if preset not in settings["presets"]:
+            raise ValueError(f"unknown preset {preset!r}; {path} has {', '.join(settings['presets'])}")
+        overrides = {**settings["presets"][preset], **overrides}
+        settings = load_hyperpyyaml(text, overrides)
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a file of settings for train.py: {error}") from error
+    settings.pop("presets")
+    if settings["train"] is None:
+        raise ValueError("name the speech to train on: --train FOLDER_OR_MANIFEST")
+    _check_settings(settings)
+    if run_opts.ckpt_interval_steps > 0 and "ckpt_interval_minutes" not in run_opts.overridden_args:
+        settings["ckpt_interval_minutes"] = 0
+    return settings, run_opts, path, overrides
+
+
+def _check_options(run_opts) -> None:
+    for name in sorted(run_opts.overridden_args):
+        if name in WITHOUT_EFFECT:
+            raise ValueError(f"--{name} has no effect here; {WITHOUT_EFFECT[name]}")
+    if run_opts.precision == "fp16":
+        raise ValueError("--precision fp16 is not supported; use bf16, which has the range that losses need")
+    if run_opts.ckpt_interval_steps > 0 and run_opts.ckpt_interval_minutes > 0:
+        raise ValueError("give either --ckpt_interval_steps or --ckpt_interval_minutes")
+    if "LOCAL_RANK" in os.environ and run_opts.distributed_backend != "gloo" and not torch.cuda.is_available():
+        raise ValueError("several processes without GPUs need --device cpu --distributed_backend gloo")
+    if run_opts.device is None:
+        return
+    try:
+        device = torch.device(run_opts.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {run_opts.device}: not available here, {str(error).splitlines()[0]}") from error
+
+
+def _check_settings(settings: dict) -> None:
+    for name, value in settings.items():
+        if value is None and name in OPTIONAL:
+            continue
+        if name in WHOLE:
+            least, expected = WHOLE[name], "a whole number"
+            good = isinstance(value, int) and not isinstance(value, bool)
+        elif name in NUMBERS:
+            least, expected = NUMBERS[name], "a number"
+            with contextlib.suppress(ValueError):  # for YAML, 1e-4 is text
+                value = settings[name] = float(value) if isinstance(value, str) else value
+            good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        elif name in FLAGS:
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be True or False, got {value!r}")
+            continue
+        elif name in TEXTS:
+            several = name in ("train", "valid") and isinstance(value, list) and value
+            if not all(isinstance(part, str) and part for part in (value if several else [value])):
+                raise ValueError(f"{name} must be text, got {value!r}")
+            continue
+        else:
+            continue
+        if not good or value < least:
+            raise ValueError(f"{name} must be {expected} of at least {least}, got {value!r}")
+    for name in ("beta1", "beta2"):
+        if settings[name] >= 1:
+            raise ValueError(f"{name} must be below 1, got {settings[name]}")
+    windows = settings["mel_windows"]
+    if not isinstance(windows, list) or not windows or not all(isinstance(n, int) and n >= 16 for n in windows):
+        raise ValueError(f"mel_windows must be a list of lengths in samples, got {windows!r}")
+    if settings["stage"] > 2:
+        raise ValueError(f"stage must be 1 or 2, got {settings['stage']}")
+
+
+def read_data(settings: dict, sample_rate: int) -> tuple[data.Crops, data.Beginnings]:
+    """Return the crops to train on and those to validate on, after a look whether they can be read."""
+    root = settings["root"]
+    if root is not None and not Path(root).is_dir():
+        raise ValueError(f"--root {root}: no such folder")
+    train = data.open_utterances(settings["train"], root)
+    if settings["valid"] is None:
+        train, valid = data.hold_out(train, settings["valid_size"])
+    else:
+        valid = data.take(data.open_utterances(settings["valid"], root), settings["valid_size"])
+    crops = data.Crops(train, settings["crop_seconds"], sample_rate, settings["seed"])
+    beginnings = data.Beginnings(valid, settings["valid_seconds"], sample_rate, settings["seed"])
+    data.check_data(crops)
+    data.check_data(beginnings)
+    return crops, beginnings
+
+
+def prepare(settings: dict) -> runs.Start:
+    """Return what the run begins with: what its folder says if there is a checkpoint, else what the settings say."""
+    folder = Path(settings["output_folder"])
+    stage = settings["stage"]
+    if (folder / runs.RUN_NAME).is_file():
+        _check_same_run(folder, settings)
+        if runs.checkpoints(folder):
+            return runs.open_run(folder)
+    width, seed = settings["discriminator_width"], settings["seed"]
+    if settings["start"] is not None:
+        # In stage 1 it stands in place of the backbone, which is then not even downloaded.
+        teacher = None if stage == 1 or settings["backbone"] is None else runs.load_backbone(settings["backbone"])
+        return runs.start_from(settings["start"], stage, teacher=teacher, discriminator_width=width, seed=seed)
+    if stage == 2:
+        raise ValueError("stage 2 starts from stage 1: name its run, or a public checkpoint, with --start")
+    if settings["backbone"] is None:
+        raise ValueError("stage 1 needs a --backbone, or a run or checkpoint to --start from")
+    backbone = runs.load_backbone(settings["backbone"])
+    config = runs.configure(
+        settings["size"],
+        backbone,
+        bottleneck=settings["bottleneck"],
+        latent_dim=settings["latent_dim"],
+        frame_rate=settings["frame_rate"],
+        wavlm_layer=settings["wavlm_layer"],
+    )
+    return runs.start_stage1(config, backbone, adapters=settings["init_adapters"], discriminator_width=width, seed=seed)
+
+
+def _check_same_run(folder: Path, settings: dict) -> None:
+    description = runs.read_run(folder)
+    before = {**description["settings"], "stage": description["stage"]}
+    for name in FIXED:
+        if name in settings and name in before and settings[name] != before[name]:
+            raise ValueError(
+                f"{folder}: holds a run with {name} {before[name]}, and not {settings[name]}; "
+                "choose another --output_folder, or remove it to start anew"
+            )
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"{__doc__}\nusage: {USAGE}")
+        return 0
+    try:
+        settings, run_opts, path, overrides = read_settings(arguments)
+        ddp_init_group(run_opts)
+        folder = Path(settings["output_folder"])
+        start = prepare(settings)
+        train, valid = read_data(settings, start.model.sample_rate)
+        sb.create_experiment_directory(
+            folder, hyperparams_to_save=path, overrides=overrides, save_env_desc=if_main_process()
+        )
+        _write_run(folder, start, settings)
+        brain = PretrainingBrain(start, train, valid, settings, run_opts)
+    except (ValueError, OSError, ImportError) as error:
+        _complain(error)
+        return 2
+    try:
+        brain.train()
+        skipped = brain.all_skipped()
+    except (NonFiniteError, data.DataError) as error:
+        _complain(error, _last_checkpoint(folder))
+        return 1
+    except KeyboardInterrupt:
+        _complain("interrupted", _last_checkpoint(folder))
+        return 130
+    if brain.report:
+        brain.report.close()
+        print(f"done: {brain.done} steps, {brain.pretraining.skipped} of them skipped, in {folder}")
+        if skipped:
+            print(f"{len(skipped)} utterances could not be used; they are in {folder}/skipped.*.tsv", file=sys.stderr)
+    return 0
+
+
+def _last_checkpoint(folder: Path) -> str:
+    found = runs.checkpoints(folder)
+    return f"; the last good checkpoint is {found[-1]}" if found else "; there is no checkpoint yet"
+
+
+def _complain(error: Exception | str, more: str = "") -> None:
+    if (get_rank() or 0) != 0:
+        return
+    message = str(error)
+    if isinstance(error, OSError):
+        message = f"{error.filename}: {(error.strerror or message).lower()}" if error.filename else message
+    if "Original Traceback" in message:
+        # It comes from a worker process; the last line is what was raised there.
+        message = message.strip().splitlines()[-1].partition(": ")[2]
+    print(f"train.py: error: {' '.join(message.split())}{more}", file=sys.stderr)
+
+
+@main_process_only
+def _write_run(folder: Path, start: runs.Start, settings: dict) -> None:
+    runs.remove_unfinished(folder)
+    if not runs.checkpoints(folder):
+        runs.write_run(folder, start, settings["stage"], settings)
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    sys.exit(status)

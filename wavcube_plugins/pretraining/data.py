@@ -1,0 +1,281 @@
+"""Random crops of speech for training, the same ones in every run, whatever is killed or resumed in between.
+
+Nothing here keeps a state: which utterance stands where in which batch, which part of it is cut out and how loud it is
+follow from the seed, the step and the utterance's id. So a run that starts anew at step n sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from wavcube_plugins.audio import AudioError, AudioWarning, read_audio, read_info
+from wavcube_plugins.manifests import Manifest, ManifestError, Utterance
+
+# Utterances tried in the place of one that cannot be read, and before training for the first one that can.
+_TRIES, _FIRST_TRIES = 100, 1000
+
+# Peaks in dB below full scale: drawn between these two while training, the third in validation.
+LOUDEST, QUIETEST, VALIDATION_LEVEL = -1.0, -6.0, -3.0
+
+
+class DataError(ValueError):
+    """Training cannot go on with these data; the message says what was tried."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An utterance that could not be used, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass
+class Batch:
+    """Crops of one step.
+
+    Attributes:
+        waveforms: (B, T), all whole.
+        ids: The utterances they come from.
+        skipped: What could not be used on the way.
+    """
+
+    waveforms: Tensor
+    ids: list[str]
+    skipped: list[Skipped]
+
+    def pin_memory(self) -> Batch:
+        self.waveforms = self.waveforms.pin_memory()
+        return self
+
+    def __len__(self) -> int:
+        return len(self.waveforms)
+
+
+def draw(*key: object) -> np.random.Generator:
+    """Return a random generator that depends on a key alone, the same on every machine."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode("utf-8", "surrogateescape"), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
+
+
+def read_crop(
+    utterance: Utterance, seconds: float, sample_rate: int, *, position: float, peak_db: float, shortest: float = 0.1
+) -> Tensor:
+    """Read a crop of an utterance; only the crop is decoded, however long the file is.
+
+    Args:
+        utterance: What to read.
+        seconds: Length of the crop. What is shorter is repeated until it fills it.
+        sample_rate: Wanted rate in Hz.
+        position: Where the crop lies in what there is, 0 (its beginning) … 1 (its end).
+        peak_db: Level of the highest peak, in dB of full scale.
+        shortest: Utterances of fewer seconds are refused.
+
+    Returns:
+        (T,) with T = seconds * sample_rate.
+
+    Raises:
+        AudioError: the file is unreadable, broken or too short; the message names it.
+    """
+    info = read_info(utterance.source)
+    start = round(utterance.start * info.sample_rate)
+    available = info.num_frames - start
+    if utterance.duration is not None:
+        available = min(available, round(utterance.duration * info.sample_rate))
+    if available < shortest * info.sample_rate:
+        raise AudioError(
+            f"{utterance.source}: {max(0, available) / info.sample_rate:.2f} s long, too short to train on "
+            f"(at least {shortest} s)"
+        )
+    samples = round(seconds * sample_rate)
+    wanted = min(available, math.ceil(samples * info.sample_rate / sample_rate))
+    start += round(position * (available - wanted))
+    with warnings.catch_warnings():
+        # That stereo is averaged need not be said for every crop.
+        warnings.simplefilter("ignore", AudioWarning)
+        waveform = read_audio(utterance.source, sample_rate, start=start, num_frames=wanted)
+    waveform = waveform.repeat(math.ceil(samples / len(waveform)))[:samples]
+    return waveform * (10 ** (peak_db / 20) / waveform.abs().max().clamp_min(1e-5))
+
+
+class Crops(Dataset):
+    """Random crops; an utterance that cannot be read gives way to another one, always the same, and is noted.
+
+    Args:
+        utterances: What to draw from.
+        seconds: Length of a crop.
+        sample_rate: In Hz.
+        seed: Another one gives other crops.
+    """
+
+    def __init__(self, utterances: Sequence[Utterance], seconds: float, sample_rate: int, seed: int = 0):
+        self.utterances = utterances
+        self.seconds, self.sample_rate, self.seed = seconds, sample_rate, seed
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, str, list[Skipped]]:
+        """Return the crop (T,) of an utterance in a pass over the data, its id, and what was skipped.
+
+        Args:
+            key: The utterance's index, and the pass.
+
+        Raises:
+            DataError: neither this utterance nor many in its place can be read.
+        """
+        first, epoch = key
+        index, skipped = first, []
+        for attempt in range(_TRIES):
+            name = f"entry {index + 1}"
+            try:
+                utterance = self.utterances[index]
+                name = utterance.id
+                random = draw(self.seed, epoch, name)
+                position, level = random.random(2)
+                return self._crop(utterance, position, level), name, skipped
+            except (AudioError, ManifestError, OSError) as error:
+                skipped.append(Skipped(name, " ".join(str(error).split())))
+            # From the first one's key and the number of the attempt: drawn from the name of the broken one, a broken
+            # utterance that leads to itself would be tried for ever.
+            index = int(draw(self.seed, epoch, first, attempt, "instead").integers(len(self)))
+        raise DataError(
+            f"{_TRIES} utterances in a row could not be read, the last one because: {skipped[-1].reason}; "
+            "are the disk and the manifest's paths still right?"
+        )
+
+    def _crop(self, utterance: Utterance, position: float, level: float) -> Tensor:
+        peak_db = QUIETEST + level * (LOUDEST - QUIETEST)
+        return read_crop(utterance, self.seconds, self.sample_rate, position=position, peak_db=peak_db)
+
+
+class Beginnings(Crops):
+    """For validation: the beginning of every utterance, at one level. Keys are (index, pass) too."""
+
+    def _crop(self, utterance: Utterance, position: float, level: float) -> Tensor:
+        return read_crop(utterance, self.seconds, self.sample_rate, position=0.0, peak_db=VALIDATION_LEVEL)
+
+
+class StepSampler(Sampler):
+    """The keys of every step's batch, for one of several processes.
+
+    Passes over the data follow each other without a seam: every batch is full, and every utterance comes up once per
+    pass, in an order of its own.
+
+    Args:
+        size: Number of utterances.
+        batch_size: Per process.
+        seed: Another one gives other orders.
+        rank: This process's number.
+        world_size: Processes; each gets other utterances.
+
+    Attributes:
+        steps: The steps that the next iteration goes over.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.steps = range(0)
+        self._pass, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in self.steps:
+            first = (step * self.world_size + self.rank) * self.batch_size
+            yield [self._key(first + offset) for offset in range(self.batch_size)]
+
+    def epoch(self, step: int) -> float:
+        """How many times the data were gone over before a step."""
+        return step * self.world_size * self.batch_size / self.size
+
+    def _key(self, position: int) -> tuple[int, int]:
+        number, place = divmod(position, self.size)
+        if number != self._pass:
+            self._pass, self._order = number, draw(self.seed, number, "order").permutation(self.size)
+        return int(self._order[place]), number
+
+
+def collate(items: Sequence[tuple[Tensor, str, list[Skipped]]]) -> Batch:
+    """Make a batch of what `Crops` gives."""
+    waveforms, ids, skipped = zip(*items, strict=True)
+    return Batch(torch.stack(waveforms), list(ids), [entry for entries in skipped for entry in entries])
+
+
+def check_data(crops: Crops) -> None:
+    """Make sure, before training, that there is at least one utterance to train on.
+
+    Raises:
+        DataError: none of those tried can be used.
+    """
+    size = len(crops)
+    indices = range(size) if size <= _FIRST_TRIES else draw("check", size).choice(size, _FIRST_TRIES, replace=False)
+    first = ""
+    for index in indices:
+        try:
+            crops._crop(crops.utterances[int(index)], 0.0, 0.0)
+            return
+        except (AudioError, ManifestError, OSError) as error:
+            first = first or str(error)
+    raise DataError(f"none of the {len(indices)} utterances tried, of {size}, can be read; the first because: {first}")
+
+
+def open_utterances(sources: str | Sequence[str], root: str | None = None) -> Sequence[Utterance]:
+    """Open a folder or manifest, or several one after the other.
+
+    Raises:
+        ManifestError: as `manifests.Manifest`.
+    """
+    return Manifest(*([sources] if isinstance(sources, str) else sources), root=root)
+
+
+def hold_out(
+    utterances: Sequence[Utterance], size: int, seed: int = 0
+) -> tuple[Sequence[Utterance], Sequence[Utterance]]:
+    """Split utterances into those to train on and those to validate on, always the same ones.
+
+    Args:
+        utterances: All.
+        size: How many to validate on; of few utterances a tenth, at least one.
+        seed: Another one gives others.
+
+    Raises:
+        DataError: there is only one utterance.
+    """
+    if len(utterances) < 2:
+        raise DataError("there is only one utterance; give others to validate on with --valid")
+    size = max(1, min(size, len(utterances) // 10))
+    chosen = _choose(len(utterances), size, seed)
+    rest = np.delete(np.arange(len(utterances)), chosen)
+    return _Selection(utterances, rest), _Selection(utterances, chosen)
+
+
+def take(utterances: Sequence[Utterance], size: int, seed: int = 0) -> Sequence[Utterance]:
+    """Return so many of the utterances, always the same ones, or all if there are no more."""
+    return utterances if len(utterances) <= size else _Selection(utterances, _choose(len(utterances), size, seed))
+
+
+def _choose(total: int, size: int, seed: int) -> np.ndarray:
+    return np.sort(draw(seed, "valid").choice(total, size, replace=False))
+
+
+class _Selection(Sequence[Utterance]):
+    def __init__(self, utterances: Sequence[Utterance], indices: np.ndarray):
+        self._utterances, self._indices = utterances, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Utterance:
+        return self._utterances[int(self._indices[index])]
