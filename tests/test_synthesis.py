@@ -5,6 +5,7 @@ import pickle
 import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 import torch
@@ -213,3 +214,12 @@ def test_a_long_path_to_the_data_is_no_obstacle(tmp_path, monkeypatch, speech):
     monkeypatch.setattr(synthesis, "_data_folder", lambda: deep / "data")
     with Synthesiser() as synthesiser:
         assert torch.equal(synthesiser.speak(TEXT).waveform, speech.waveform)
+
+
+def test_an_l_behind_a_vowel_is_a_phone_of_its_own(synthesiser):
+    # espeak-ng marks it where it ends, so that it would last no time.
+    for accent in ACCENTS:
+        speech = synthesiser.speak("The old milk is pale and full.", Voice(accent))
+        ls = [phone for phone in speech.phones if phone.label == "L"]
+        assert len(ls) == 4 and all(0.015 <= phone.end - phone.start < 0.2 for phone in ls)
+        assert all(before.end == after.start for before, after in pairwise(speech.phones))

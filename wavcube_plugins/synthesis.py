@@ -80,6 +80,8 @@ _GLIDE = ";"
 _STRESS = "',%="
 # Longest closure before a stop, in seconds, that is taken for a part of the stop rather than for a pause.
 _LONGEST_CLOSURE = 0.12
+# What a phone gets at least, in seconds, where the one before it can give it.
+_SHORTEST = 0.03
 
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
 _SYNCHRONOUS = 2
@@ -370,6 +372,7 @@ def _phones(samples: np.ndarray, rate: int, events: list, accent: str) -> list[S
         if labels[0] in _STOPS and labelled[-1][0] != (SILENCE,):
             start = _closure(samples, start, max(labelled[-1][1], start - int(_LONGEST_CLOSURE * rate)))
         labelled.append((labels, min(start, len(samples))))
+    _lengthen(labelled, int(_SHORTEST * rate), len(samples))
     segments: list[Segment] = []
     ends = [start for _, start in labelled[1:]] + [len(samples)]
     for (labels, start), end in zip(labelled, ends, strict=True):
@@ -381,6 +384,20 @@ def _phones(samples: np.ndarray, rate: int, events: list, accent: str) -> list[S
         edges = np.linspace(start, end, len(labels) + 1) / rate
         segments += [Segment(label, float(edges[i]), float(edges[i + 1])) for i, label in enumerate(labels)]
     return segments
+
+
+def _lengthen(labelled: list[tuple[tuple[str, ...], int]], shortest: int, end: int) -> None:
+    """Give phones that the library marks only where they end, as an l behind a vowel, the end of the one before them.
+
+    It is in place: (labels, first sample) of each phone, and the last one's end. No phone gives away more than half.
+    """
+    for index in range(len(labelled) - 1, 0, -1):
+        labels, start = labelled[index]
+        before, earlier = labelled[index - 1]
+        following = labelled[index + 1][1] if index + 1 < len(labelled) else end
+        if (SILENCE,) in (labels, before) or following - start >= shortest:
+            continue
+        labelled[index] = labels, min(start, max(following - shortest, (earlier + following) // 2))
 
 
 def _labels(name: str, following: str, accent: str) -> tuple[str, ...]:
