@@ -208,7 +208,8 @@ class Synthesiser:
 
     The library keeps its state in global variables, some of which outlive an utterance, and starts its noise from the
     clock. Every call therefore loads it anew, which costs about 5 ms, so that what is said depends on the text and
-    the voice alone. Instances may be used from several threads and may be pickled into worker processes.
+    the voice alone, but for the variant Reed, whose noise is another one each time. Instances may be used from several
+    threads and may be pickled into worker processes.
 
     Args:
         sample_rate: Of the waveforms, in Hz. The library's own rate is 22,050 Hz; others are resampled.
