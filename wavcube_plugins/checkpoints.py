@@ -49,6 +49,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     local_files_only: bool = False,
     revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
 ) -> WavCube:
     """Load a model, ready for inference.
 
@@ -62,6 +63,7 @@ def load_model(
         dtype: Type of the weights; None means float32.
         local_files_only: Take hub models from the local cache alone. `HF_HUB_OFFLINE` does the same.
         revision: Branch, tag or commit of a hub model.
+        cache_dir: Folder that hub models are downloaded to; None is the hub's own cache.
 
     Returns:
         The model in eval mode.
@@ -76,7 +78,7 @@ def load_model(
     else:
         path = Path(source).expanduser()
         if not path.exists():
-            path = _from_hub(source, local_files_only=local_files_only, revision=revision)
+            path = _from_hub(source, local_files_only=local_files_only, revision=revision, cache_dir=cache_dir)
         model = _load_path(path, WavCubeConfig.preset(config) if isinstance(config, str) else config)
     return model.to(device=device, dtype=dtype or torch.float32).eval()
 
@@ -670,7 +672,9 @@ def _read_wavlm_sizes(state: Mapping[str, Tensor], rest: WavLMConfig, prefix: st
 # The Hugging Face hub -------------------------------------------------------------------------------------------------
 
 
-def _from_hub(source: str, *, local_files_only: bool, revision: str | None) -> Path:
+def _from_hub(
+    source: str, *, local_files_only: bool, revision: str | None, cache_dir: str | os.PathLike | None = None
+) -> Path:
     """Fetch what a hub name needs, from the local cache where it is there; return the folder or file."""
     if source in PUBLISHED:
         repository, folder = PUBLISHED[source]
@@ -699,6 +703,7 @@ def _from_hub(source: str, *, local_files_only: bool, revision: str | None) -> P
             revision=revision,
             allow_patterns=[f"{inside}{name}" for name in (CONFIG_NAME, WEIGHTS_NAME, "*.ckpt")],
             local_files_only=local_files_only,
+            cache_dir=cache_dir,
         )
     except (LocalEntryNotFoundError, OSError) as error:
         if isinstance(error, HfHubHTTPError) and error.response is not None:

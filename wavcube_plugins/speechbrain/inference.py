@@ -1,0 +1,177 @@
+"""WavCube behind SpeechBrain's interface for trained models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from speechbrain.dataio.preprocess import AudioNormalizer
+from speechbrain.inference.interfaces import Pretrained
+from speechbrain.utils.fetching import FetchConfig, FetchSource
+from torch import Tensor
+
+from wavcube_plugins.audio import AudioError, check_suffix, read_audio, read_info, write_audio
+from wavcube_plugins.speechbrain.lobe import WavCube
+
+HPARAMS_NAME = "hyperparams.yaml"
+
+
+class WavCubeCodec(Pretrained):
+    """Speech to the latent and back, ready to use.
+
+    >>> import torch
+    >>> from wavcube_plugins.speechbrain import WavCubeCodec
+    >>> codec = WavCubeCodec.from_hparams("nano")
+    >>> wavs, wav_lens = torch.randn(2, 16000), torch.tensor([1.0, 0.5])
+    >>> latents, latent_lens = codec.encode_batch(wavs, wav_lens)
+    >>> latents.shape
+    torch.Size([2, 49, 32])
+    >>> codec.decode_batch(latents, latent_lens).shape
+    torch.Size([2, 15680])
+    >>> codec.reconstruct_batch(wavs, wav_lens).shape
+    torch.Size([2, 16000])
+
+    Files go the same way: `codec.encode_file("speech.wav")` gives (L, latent_dim),
+    `codec.reconstruct_file("speech.wav", "copy.wav")` writes what the latent keeps.
+
+    Arguments are those of SpeechBrain's `Pretrained`; `modules` must have a `wavcube`, the lobe.
+    """
+
+    MODULES_NEEDED: ClassVar = ["wavcube"]
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if "wavcube" not in self.mods:
+            raise ValueError(f"the modules must have a 'wavcube', the lobe; found {', '.join(self.mods) or 'none'}")
+
+    @classmethod
+    def from_hparams(
+        cls,
+        source: str | os.PathLike | FetchSource,
+        hparams_file: str | None = None,
+        savedir: str | os.PathLike | None = None,
+        fetch_config: FetchConfig | None = None,
+        **kwargs: Any,
+    ) -> WavCubeCodec:
+        """Load a model, with or without a hyperparameter file.
+
+        Args:
+            source: What the lobe takes: `nano`, `wavcube`, `wavcube_pro`, a hub name, a native folder or a checkpoint
+                file. Or a folder with a hyperparameter file, as for all of SpeechBrain's interfaces.
+            hparams_file: Name of that file, where it is another than `hyperparams.yaml`, or where `source` is a hub
+                name or URL to take one from.
+            savedir: Folder for what is downloaded or linked; None is the hub's own cache.
+            fetch_config: SpeechBrain's `FetchConfig`; `revision` and `allow_network` count for a model alone, too.
+            **kwargs: For the constructor, say `run_opts={"device": "cuda"}`; with a hyperparameter file also those of
+                `pretrained_from_hparams`, such as `overrides`.
+
+        Raises:
+            ValueError: nothing loadable by that name.
+        """
+        fetch_config = fetch_config or FetchConfig()
+        if (
+            hparams_file is not None
+            or isinstance(source, FetchSource)
+            or Path(source).expanduser().joinpath(HPARAMS_NAME).is_file()
+        ):
+            source = source if isinstance(source, FetchSource) else os.path.expanduser(source)
+            return super().from_hparams(
+                source, hparams_file or HPARAMS_NAME, savedir=savedir, fetch_config=fetch_config, **kwargs
+            )
+        lobe = WavCube(
+            source,
+            savedir or fetch_config.huggingface_cache_dir,
+            freeze=True,
+            revision=fetch_config.revision,
+            local_files_only=not fetch_config.allow_network,
+        )
+        hparams = {"savedir": savedir, "audio_normalizer": AudioNormalizer(lobe.sample_rate)}
+        return cls(modules={"wavcube": lobe}, hparams=hparams, **kwargs)
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second of the waveforms."""
+        return self.mods.wavcube.sample_rate
+
+    def encode_file(
+        self, path: str | os.PathLike, *, resample: bool = False, window_seconds: float | None = None
+    ) -> Tensor:
+        """Turn an audio file into its latent.
+
+        Args:
+            path: Any format libsndfile reads; several channels are averaged, with a warning.
+            resample: Convert a file of another sample rate than the model's; False refuses it.
+            window_seconds: Work in overlapping windows of this length, for audio of hours.
+
+        Returns:
+            The latent (L, latent_dim), float32.
+
+        Raises:
+            AudioError: an unreadable or broken file, or another sample rate; the message names the file.
+        """
+        wav = self._read(path, resample)
+        return self.encode_batch(wav[None], window_seconds=window_seconds)[0][0]
+
+    def reconstruct_file(
+        self,
+        path: str | os.PathLike,
+        output: str | os.PathLike | None = None,
+        *,
+        resample: bool = False,
+        window_seconds: float | None = None,
+    ) -> Tensor:
+        """Send an audio file through the latent and back; arguments and errors as in `encode_file`.
+
+        Args:
+            output: Audio file to write at the model's sample rate, .wav or .flac for instance; None writes none.
+
+        Returns:
+            The waveform (T,) at the model's sample rate, as long as the input.
+        """
+        if output is not None:
+            check_suffix(output)
+        wav = self.reconstruct_batch(self._read(path, resample)[None], window_seconds=window_seconds)[0]
+        if output is not None:
+            write_audio(output, wav, self.sample_rate)
+        return wav
+
+    def encode_batch(
+        self, wavs: Tensor, wav_lens: Tensor | None = None, *, window_seconds: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Turn waveforms (B, T) into latents (B, L, latent_dim) and their relative lengths; as `WavCube.encode`."""
+        with torch.no_grad(), self.inference_ctx:
+            latents, latent_lens = self.mods.wavcube.encode(
+                wavs.to(self.device), wav_lens, window_seconds=window_seconds
+            )
+        return latents.float(), latent_lens
+
+    def decode_batch(
+        self, latents: Tensor, latent_lens: Tensor | None = None, *, window_seconds: float | None = None
+    ) -> Tensor:
+        """Turn latents (B, L, latent_dim) into waveforms (B, T); as `WavCube.decode`."""
+        with torch.no_grad(), self.inference_ctx:
+            wavs = self.mods.wavcube.decode(latents.to(self.device), latent_lens, window_seconds=window_seconds)
+        return wavs.float()
+
+    def reconstruct_batch(
+        self, wavs: Tensor, wav_lens: Tensor | None = None, *, window_seconds: float | None = None
+    ) -> Tensor:
+        """Send waveforms (B, T) through the latent and back, to the same shape; as `WavCube.reconstruct`."""
+        with torch.no_grad(), self.inference_ctx:
+            wavs = self.mods.wavcube.reconstruct(wavs.to(self.device), wav_lens, window_seconds=window_seconds)
+        return wavs.float()
+
+    def forward(self, wavs: Tensor, wav_lens: Tensor | None = None) -> Tensor:
+        """Run the whole model, as `reconstruct_batch` does."""
+        return self.reconstruct_batch(wavs, wav_lens)
+
+    def _read(self, path: str | os.PathLike, resample: bool) -> Tensor:
+        rate = read_info(path).sample_rate
+        if rate != self.sample_rate and not resample:
+            raise AudioError(
+                f"{path}: has a sample rate of {rate} Hz, but the model takes {self.sample_rate} Hz; "
+                "resample=True converts it"
+            )
+        return read_audio(path, self.sample_rate)
