@@ -20,6 +20,8 @@ COMMANDS = (
     "reconstruct",
     "extract",
     "convert",
+    "manifest",
+    "export",
     "info",
     "compare",
     "install-s3prl",
@@ -107,6 +109,7 @@ def test_help_and_mistakes_import_nothing_heavy():
     program = (
         "import sys; from wavcube_plugins.cli import main\n"
         "for words in (['--help'], ['extract', '--help'], ['encode'], ['--version'], ['encode', 'missing.wav'],\n"
+        "              ['manifest', 'missing', 'a.jsonl'], ['export', 'missing', 'out'],\n"
         "              ['install-s3prl', '--folder', '/nowhere']):\n"
         "    main(words)\n"
         "    assert not {'torch', 'numpy', 'tqdm'} & set(sys.modules), words\n"
@@ -128,6 +131,9 @@ def test_help_and_mistakes_import_nothing_heavy():
         (["encode", "a.wav", "--dtype", "int8"], "invalid choice: 'int8'"),
         (["extract", "a", "b", "--workers", "0"], "must be at least 1, got 0"),
         (["extract", "a", "b", "--workers", "1.5"], "invalid whole number value: '1.5'"),
+        (["manifest", "a", "b.jsonl", "--jobs", "0"], "must be at least 1, got 0"),
+        (["export", "a", "b", "--checkpoint", "worst"], "invalid choice: 'worst'"),
+        (["export", "a", "b", "--dtype", "int8"], "invalid choice: 'int8'"),
     ],
 )
 def test_mistyped_arguments_are_one_line(capsys, arguments, reason):
@@ -506,6 +512,169 @@ def test_a_process_that_ends_before_the_others_says_so(run, folder, monkeypatch)
     monkeypatch.setenv("RANK", "0")
     run("extract", "list.txt", "out", code=1)
     assert "1 of 2 utterances failed" in run.error
+
+
+# manifest, export -----------------------------------------------------------------------------------------------------
+
+
+def test_manifest_lists_a_folder(run, folder):
+    run("manifest", ".", "list.jsonl")
+    assert run.out == "list.jsonl: 2 utterances, 0.000 h\n" and "100%" in run.err
+    lines = [json.loads(line) for line in Path("list.jsonl").read_text().splitlines()]
+    assert lines[0] == {
+        "id": "mono", "path": str(folder / "mono.wav"), "duration": 0.771563, "sample_rate": 16000,
+    }  # fmt: skip
+    run("manifest", ".", "list.jsonl", "--relative", "--jobs", "1")
+    assert json.loads(Path("list.jsonl").read_text().splitlines()[1])["path"] == "stereo.flac"
+    run("extract", "list.jsonl", "latents")
+    assert "2 utterances extracted" in run.out
+
+
+def test_manifest_names_what_it_leaves_out(run, folder, monkeypatch):
+    Path("text.wav").write_text("not audio")
+    Path("list.scp").write_text("a mono.wav\nb text.wav\nc gone.wav\nd sox x.sph -t wav - |\ne stereo.flac\n")
+    run("manifest", "list.scp", "list.jsonl", "--root", ".", code=1)
+    assert run.error == "wavcube manifest: error: 3 of 5 entries cannot be used"
+    assert "wavcube: left out: b: text.wav: not readable as audio" in run.err.replace(f"{folder}/", "")
+    assert "wavcube: left out: entry 4: list.scp, line 4: a command, which is not run" in run.err
+    assert [json.loads(line)["id"] for line in Path("list.jsonl").read_text().splitlines()] == ["a", "e"]
+    monkeypatch.setattr(cli, "_SHOWN", 1)
+    run("manifest", "list.scp", "list.jsonl", code=1)
+    assert run.error == "wavcube manifest: error: 3 of 5 entries cannot be used, 2 more than shown"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["missing", "a.jsonl"], "missing: no such file or folder"),
+        (["empty", "a.jsonl"], "empty: no audio files in this folder"),
+        (["list.txt", "a.jsonl"], "list.txt: none of 2 entries can be used; the first because: "),
+        (["mono.wav", "a.json"], "a.json: a manifest is written as .jsonl"),
+        (["mono.wav", "a.jsonl.gz"], "a.jsonl.gz: a manifest is written as .jsonl"),
+        (["mono.wav", "folder.jsonl"], "folder.jsonl: is a folder, not a file"),
+        (["mono.wav", "list.txt/a.jsonl"], "list.txt is a file"),
+        (["own.jsonl", "own.jsonl"], "own.jsonl: is the source and would be overwritten"),
+        (["mono.wav", "a.jsonl", "--root", "missing"], "--root missing: no such folder"),
+    ],
+)
+def test_bad_manifests(run, folder, arguments, reason):
+    Path("empty").mkdir()
+    Path("folder.jsonl").mkdir()
+    Path("list.txt").write_text("a.wav\nb.wav\n")
+    Path("own.jsonl").write_text('{"path": "mono.wav"}\n')
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    run("manifest", *arguments, code=2)
+    assert reason in run.error
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.fixture
+def trained(folder):
+    """The folder of a run of stage 1 with a validated checkpoint, the best, and a later one."""
+    from wavcube_plugins.models.wavlm import WavLM
+    from wavcube_plugins.pretraining import runs
+
+    encoder = WavLM(WavCubeConfig.preset("tiny").wavlm).eval()
+    encoder.metadata = {"source": f"{folder}/models/encoder"}
+    start = runs.start_stage1(runs.configure("tiny", encoder), encoder, discriminator_width=0.02)
+    runs.write_run("run", start, 1, {"train": "secret", "batch_size": 12, "lr": 5e-4, "adversarial_from": None})
+    for step, meta in ((2000, "mel: 0.75\n"), (2500, "")):
+        checkpoint = Path("run/save") / f"CKPT+{step}"
+        checkpoint.mkdir(parents=True)
+        start.model.decoder.layer_norm.bias.data.fill_(step)
+        torch.save(runs.trained_weights(start.model, 1), checkpoint / "model.ckpt")
+        for part in ("discriminators.ckpt", "training.ckpt", "brain.ckpt"):
+            (checkpoint / part).touch()
+        (checkpoint / "CKPT.yaml").write_text(f"unixtime: {step}.0\nstep: {step}\n{meta}")
+    lines = [{"step": 1000, "valid STOI": 0.1}, {"step": 2000, "valid mel": 0.75, "valid STOI": 0.871}, {"step": 2020}]
+    Path("run/progress.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 20')
+    return folder
+
+
+def front_matter(card):
+    import yaml
+
+    _, head, text = card.split("---\n", 2)
+    return yaml.safe_load(head), text
+
+
+def test_export_writes_a_model_that_loads_and_its_card(run, trained):
+    run("export", "run", "mine")
+    assert run.out.startswith("mine: stage 1, step 2500, ") and run.out.endswith("use it with --model mine\n")
+    assert "states no licence or no training data; add them with --license and --data" in run.err
+    run("reconstruct", "mono.wav", "--model", "mine")
+    run("info", "mine", "--json")
+    description = json.loads(run.out)
+    assert description["trained"] and description["metadata"]["origin"] == "backbone models/encoder"
+    assert load_model("mine").decoder.layer_norm.bias[0] == 2500
+    head, text = front_matter(Path("mine/README.md").read_text())
+    assert head["library_name"] == "wavcube_plugins" and "wavcube" in head["tags"]
+    assert "license" not in head and "datasets" not in head
+    for part in (
+        "# mine\n",
+        "| latent | 16 numbers per frame, 50 frames per second |",
+        "| steps | 2,500 |",
+        "| data | not stated |",
+        "| crops per step and process | 12 |",
+        "| discriminators from step | 5000 |",
+        "| log-mel distance | 0.75 |",
+        "| STOI | 0.871 |",
+        "validation at step 2,000",
+        'load_model("mine")',
+        "-u wavcube -k mine",
+        "wavcube reconstruct speech.wav --model mine",
+        "has not stated one",
+    ):
+        assert part in text
+    published = Path("mine/README.md").read_text() + Path("mine/config.json").read_text()
+    assert str(trained) not in published and "secret" not in published  # nothing of this machine
+
+
+def test_export_takes_the_best_checkpoint_in_half_precision_with_scores(run, trained):
+    Path("scores.json").write_text('{"test-clean": {"STOI": 0.9712, "WER | %": 4}, "test-other": {"STOI": 0.95}}')
+    words = ["--license", "cc-by-4.0", "--data", "openslr/librispeech_asr, mozilla-foundation/common_voice_17_0"]
+    run("export", "run", "mine", "--checkpoint", "best", "--dtype", "float16", "--scores", "scores.json", *words)
+    assert "step 2000" in run.out and "states no" not in run.err
+    assert load_model("mine").decoder.layer_norm.bias[0] == 2000
+    assert Path("mine/model.safetensors").stat().st_size < 2.2 * sum(p.numel() for p in load_model("mine").parameters())
+    head, text = front_matter(Path("mine/README.md").read_text())
+    assert head["license"] == "cc-by-4.0"
+    assert head["datasets"] == ["openslr/librispeech_asr", "mozilla-foundation/common_voice_17_0"]
+    assert (
+        "| test set | STOI | WER \\| % |\n| --- | --- | --- |\n| test-clean | 0.9712 | 4 |\n| test-other | 0.95 |  |"
+        in text
+    )
+    assert json.loads(Path("mine/config.json").read_text())["metadata"]["license"] == "cc-by-4.0"
+    run("export", "run", "mine", "--data", "960 h of audiobooks")
+    head, text = front_matter(Path("mine/README.md").read_text())
+    assert "datasets" not in head and "| data | 960 h of audiobooks |" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["missing", "new"], "missing: no such folder"),
+        (["mono.wav", "new"], "mono.wav: is a file, not the folder of a run"),
+        ([".", "new"], ".: is not the folder of a training run, it has no run.json"),
+        (["begun", "new"], "begun: this run has no checkpoint yet"),
+        (["run", "mono.wav"], "mono.wav: is a file, not a folder"),
+        (["run", "run"], "run: is the run itself"),
+        (["run", "mono.wav/new"], "mono.wav is a file"),
+        (["run", "new", "--scores", "missing.json"], "missing.json: no such file"),
+        (["run", "new", "--scores", "text.json"], "text.json: not JSON"),
+        (["run", "new", "--scores", "list.json"], "scores must be an object such as"),
+        (["run", "new", "--scores", "none.json"], "scores must be an object such as"),
+    ],
+)
+def test_bad_exports(run, trained, arguments, reason):
+    Path("text.json").write_text("STOI 0.9")
+    Path("list.json").write_text("[0.9]")
+    Path("none.json").write_text('{"a": {"STOI": true}}')
+    Path("begun").mkdir()
+    Path("begun/run.json").write_text(Path("run/run.json").read_text())
+    run("export", *arguments, code=2)
+    assert reason in run.error
+    assert not Path("new").exists()
 
 
 # info, convert, compare -----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import random
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import torchaudio
 from hyperpyyaml import load_hyperpyyaml
 from safetensors.torch import load_file
 
@@ -206,27 +208,16 @@ def test_pico_speaks_too(corpus, tmp_path):
     assert all(set(record.get("pronunciation", ())) <= set(PHONES) - {"SIL"} for record in records)
 
 
-def test_alignment_finds_the_phones(teacher):
-    silence = teacher.INDEX["SIL"]
-    truth = np.array([silence, silence, 4, 4, 4, 7, 7, 7, silence, silence, silence, 7, 7, 2, 2])
-    scores = np.full((2, 16, len(PHONES)), -5.0)
-    scores[:, np.arange(15), truth] = 0
-    quiet = np.ones((2, 16), dtype=bool)
-    aligned = teacher.align(scores, [15, 2], [[4, 7, 7, 2], [4, 7, 7, 2]], np.ones(len(PHONES)), quiet)
-    assert aligned[0].tolist() == [*truth.tolist(), teacher.IGNORED]
-    # Four phones do not fit into two frames.
-    assert (aligned[1] == teacher.IGNORED).all()
-
-
-def test_alignment_does_not_take_speech_for_silence(teacher):
-    """A model that hears nothing but silence would otherwise be told that it is right."""
-    scores = np.full((1, 100, len(PHONES)), -6.0)
-    scores[..., teacher.INDEX["SIL"]] = -0.01
-    quiet = (np.arange(100) < 10) | (np.arange(100) >= 90)
-    phones = [4, 7, 1, 2, 9, 3, 5, 8]
-    aligned = teacher.align(scores, [100], [phones], np.ones(len(PHONES)), quiet[None])[0]
-    assert set(np.flatnonzero(aligned == teacher.INDEX["SIL"])) == set(np.flatnonzero(quiet))
-    assert np.bincount(aligned)[phones].min() >= 6
+def test_the_spectrum_lies_on_the_encoders_frames(teacher):
+    config = WavLMConfig()
+    waveform = torch.zeros(1, 16000)
+    waveform[0, 3200 + 200] = 1.0  # the centre of frame 10
+    spectrum = teacher.log_spectrum(waveform, config)
+    assert spectrum.shape == (1, 49, 80)
+    assert int(spectrum[0].mean(-1).argmax()) == 10
+    tone = torch.sin(torch.arange(16000) * 2 * math.pi * 4000 / 16000)[None]
+    bands = torchaudio.functional.melscale_fbanks(513, 0.0, 8000.0, 80, 16000)
+    assert int(teacher.log_spectrum(tone, config)[0, 20].argmax()) == int(bands[256].argmax())
 
 
 def test_a_frame_has_the_phone_at_its_centre(teacher):

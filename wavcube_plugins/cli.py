@@ -187,6 +187,68 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--dtype", choices=_DTYPES, help="of the weights on disk; default: as in the file")
 
     command = add(
+        "manifest",
+        _run_manifest,
+        "a list of speech for training, from a folder or another list",
+        "Write a manifest: one JSON object per line with id, path, duration, sample_rate, and start for a part of a\n"
+        "file. Only headers are read. What cannot be used is named and left out; then the exit code is 1. Train on it\n"
+        "with --train OUT.jsonl.\n\n"
+        "SOURCE is what `wavcube extract` takes: a folder, a list of paths, Kaldi's wav.scp, or JSON lines,\n"
+        "LibriHeavy's among them, gzipped or not.",
+        "wavcube manifest LibriSpeech/ librispeech.jsonl\n"
+        "wavcube manifest libriheavy_cuts_small.jsonl.gz small.jsonl --root /data/librilight",
+    )
+    command.add_argument("source", metavar="SOURCE", type=Path, help="folder, manifest or audio file")
+    command.add_argument("output", metavar="OUT.jsonl", type=Path, help="the manifest to write; replaced if it exists")
+    command.add_argument("--format", choices=("list", "scp", "jsonl"), help="of the source; default: by its looks")
+    command.add_argument(
+        "--root",
+        type=Path,
+        metavar="FOLDER",
+        help="what relative paths in the source are below; default: the current folder, then the source's",
+    )
+    command.add_argument(
+        "--relative",
+        action="store_true",
+        help="write paths relative to --root, or without it to OUT's folder, instead of absolute ones",
+    )
+    command.add_argument(
+        "--jobs",
+        type=_count,
+        default=8,
+        metavar="N",
+        help="threads that read headers; more help on network disks (default: %(default)s)",
+    )
+
+    command = add(
+        "export",
+        _run_export,
+        "the model of a training run, to use and to share",
+        "Write the model of a training run as a folder with model.safetensors, config.json and a model card,\n"
+        "README.md, without discriminators and optimisers. The folder is what --model takes, and what can be uploaded\n"
+        "to the Hugging Face hub.",
+        "wavcube export results/wavcube/stage2 wavcube-mine --checkpoint best --license apache-2.0 --data LibriSpeech",
+    )
+    command.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run of stage 1 or 2")
+    command.add_argument("output", metavar="OUT", type=Path, help="the folder to write; a model in it is replaced")
+    command.add_argument(
+        "--checkpoint",
+        choices=("last", "best"),
+        default="last",
+        help="the newest, or the one with the lowest mel distance in validation (default: %(default)s)",
+    )
+    command.add_argument("--dtype", choices=("float32", "float16"), help="of the weights on disk; default: as trained")
+    command.add_argument("--license", metavar="TEXT", help="of the weights, for the card; an identifier of the hub")
+    command.add_argument("--data", metavar="TEXT", help="what it was trained on, for the card")
+    command.add_argument(
+        "--scores",
+        type=Path,
+        metavar="FILE",
+        help='JSON with scores for the card, {"STOI": 0.97} or {"test-clean": {"STOI": 0.97}}; default: those of the '
+        "run's last validation",
+    )
+
+    command = add(
         "info",
         _run_info,
         "what a model is: sizes, rates, parameters",
@@ -424,6 +486,82 @@ def _run_convert(arguments: argparse.Namespace) -> int:
     convert(source, destination, dtype=getattr(torch, arguments.dtype) if arguments.dtype else None)
     kept = sum(path.stat().st_size for path in destination.glob("*.safetensors"))
     _say(f"{destination}: {_megabytes(kept)} of {_megabytes(size)} kept; use it with --model {destination}")
+    return OK
+
+
+def _run_manifest(arguments: argparse.Namespace) -> int:
+    source, output = arguments.source, arguments.output
+    if arguments.root is not None and not arguments.root.is_dir():
+        raise InputError(f"--root {arguments.root}: no such folder")
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder")
+    if output.is_dir():
+        raise InputError(f"{output}: is a folder, not a file")
+    if output.suffix != ".jsonl":
+        raise InputError(f"{output}: a manifest is written as .jsonl")
+    _check_writable(output)
+
+    from tqdm import tqdm
+
+    from wavcube_plugins.extraction import progress_interval
+    from wavcube_plugins.manifests import write_manifest
+
+    summary = write_manifest(
+        source,
+        output,
+        kind=arguments.format,
+        root=arguments.root,
+        relative=arguments.relative,
+        jobs=arguments.jobs,
+        watch=lambda entries, total: tqdm(entries, total=total, unit="entry", mininterval=progress_interval()),
+    )
+    _say(f"{output}: {_count_of(summary.written, 'utterance')}, {summary.seconds / 3600:.3f} h")
+    if not summary.failed:
+        return OK
+    for name, reason in list(summary.failed.items())[:_SHOWN]:
+        _note(f"left out: {name}: {reason}")
+    more = f", {len(summary.failed) - _SHOWN} more than shown" if len(summary.failed) > _SHOWN else ""
+    entries = "entry" if summary.total == 1 else "entries"
+    print(
+        f"wavcube manifest: error: {len(summary.failed)} of {summary.total} {entries} cannot be used{more}",
+        file=sys.stderr,
+    )
+    return FAILED
+
+
+def _run_export(arguments: argparse.Namespace) -> int:
+    run, output, scores = arguments.run_folder, arguments.output, None
+    if not run.is_dir():
+        raise InputError(f"{run}: {'is a file, not the folder of a run' if run.exists() else 'no such folder'}")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file, not a folder")
+    if output.exists() and output.samefile(run):
+        raise InputError(f"{output}: is the run itself; choose another folder")
+    if arguments.scores is not None:
+        try:
+            scores = json.loads(arguments.scores.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{arguments.scores}: not JSON, {error}") from error
+    _check_writable(output)
+
+    import torch
+
+    from wavcube_plugins.pretraining.cards import CARD_NAME, publish
+
+    model = publish(
+        run,
+        output,
+        which=arguments.checkpoint,
+        dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
+        license=arguments.license,
+        data=arguments.data,
+        scores=scores,
+    )
+    size = sum(path.stat().st_size for path in output.glob("*.safetensors"))
+    stage, step = model.metadata["stage"], model.metadata["global_step"]
+    _say(f"{output}: stage {stage}, step {step}, {_megabytes(size)}; use it with --model {output}")
+    if not arguments.license or not arguments.data:
+        _note(f"{output / CARD_NAME} states no licence or no training data; add them with --license and --data")
     return OK
 
 

@@ -7,14 +7,18 @@ import gzip
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from torch import Tensor
 
-from wavcube_plugins.audio import AUDIO_SUFFIXES, find_audio, read_audio, read_info
+from wavcube_plugins.audio import AUDIO_SUFFIXES, AudioError, AudioInfo, find_audio, read_audio, read_info
+from wavcube_plugins.files import atomic_path
 
 MANIFEST_FORMATS = ("list", "scp", "jsonl")
 AUDIO_KEYS = ("audio_filepath", "audio", "audio_path", "path", "wav", "file")
@@ -26,6 +30,9 @@ _LONGEST_NAME = 220
 
 # Bytes of a manifest that are looked through at once.
 _BLOCK = 1 << 24
+
+# Entries whose headers one thread reads before it asks for more, and such portions that wait for each thread.
+_PORTION, _AHEAD = 64, 4
 
 
 class ManifestError(ValueError):
@@ -194,6 +201,169 @@ class _Lines(Sequence[Utterance]):
                 raise ManifestError(f"{self.path}: not readable as a manifest, not a text file") from error
 
 
+@dataclass
+class Summary:
+    """What became of the entries of a source.
+
+    Attributes:
+        written: How many stand in the new manifest.
+        seconds: How much audio that is.
+        failed: Those that cannot be used, and why.
+    """
+
+    written: int = 0
+    seconds: float = 0.0
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        return self.written + len(self.failed)
+
+
+def write_manifest(
+    source: str | os.PathLike,
+    destination: str | os.PathLike,
+    *,
+    kind: str | None = None,
+    root: str | os.PathLike | None = None,
+    relative: bool = False,
+    jobs: int = 8,
+    watch: Callable[[Iterable, int | None], Iterable] = lambda entries, total: entries,
+) -> Summary:
+    """Write the utterances of a folder or manifest as JSON lines that `Manifest` and `read_manifest` read.
+
+    Each line has `id`, `path`, `duration` in seconds and `sample_rate` as the file's header gives them, and `start`
+    for a part of a file. Entries are read one by one, so that a manifest of millions, gzipped or not, needs little
+    memory. What cannot be used is left out, and an entry that comes twice is taken once.
+
+    Args:
+        source: As in `read_manifest`.
+        destination: The file to write, `.jsonl`; it appears when all of it is written.
+        kind: As in `read_manifest`.
+        root: Folder that relative paths in the source are below, as in `read_manifest`.
+        relative: Write paths relative to `root`, or to the new manifest's folder if there is no root, so that both can
+            be moved together; otherwise they are absolute.
+        jobs: Threads that read headers.
+        watch: Called with the entries and their number, None if that is not known; returns them again, such as with a
+            progress bar around.
+
+    Raises:
+        ManifestError: the source does not exist, lists nothing, or lists nothing that can be used.
+    """
+    source, destination = Path(source), Path(destination)
+    root = None if root is None else Path(root)
+    if destination.suffix != ".jsonl":
+        raise ManifestError(f"{destination}: a manifest is written as .jsonl")
+    if not source.exists():
+        raise ManifestError(f"{source}: no such file or folder")
+    if destination.exists() and destination.samefile(source):
+        raise ManifestError(f"{destination}: is the source and would be overwritten; choose another name")
+    base = None if not relative else os.path.abspath(destination.parent if root is None else root)
+    entries, total = _entries(source, kind, root)
+    summary, places = Summary(), {}
+    with atomic_path(destination) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for number, (entry, header) in enumerate(watch(_with_headers(entries, jobs), total), 1):
+            try:
+                if isinstance(entry, ManifestError):
+                    raise entry
+                line = _describe(entry, header, base)
+                # Hashes, since there may be millions.
+                name, place = hash(entry.id), hash((entry.source, entry.start, entry.duration))
+                if name not in places:
+                    places[name] = place
+                    file.write(_to_json(line) + "\n")
+                    summary.written += 1
+                    summary.seconds += line["duration"]
+                elif places[name] != place:
+                    raise ManifestError(f"{entry.place}: the id {entry.id!r} stands for something else already")
+            except (ManifestError, AudioError) as error:
+                name = entry.id if isinstance(entry, Utterance) else f"entry {number}"
+                name = f"{name} (entry {number})" if name in summary.failed else name
+                summary.failed[name] = " ".join(str(error).split())
+        if not summary.total:
+            raise ManifestError(f"{source}: this manifest lists nothing")
+        if not summary.written:
+            first = next(iter(summary.failed.values()))
+            raise ManifestError(f"{source}: none of {summary.total} entries can be used; the first because: {first}")
+    return summary
+
+
+def _entries(
+    source: Path, kind: str | None, root: Path | None
+) -> tuple[Iterable[Utterance | ManifestError], int | None]:
+    """Return the utterances of a source, an error in the place of each line that is none, and how many there are."""
+    if source.is_dir() or (source.suffix.lower() in AUDIO_SUFFIXES and kind is None and source.is_file()):
+        utterances = read_manifest(source)
+        return utterances, len(utterances)
+    total = None
+    if source.suffix != ".gz" and source.is_file():
+        with open(source, "rb") as file:
+            total = sum(1 for line in file if line.strip())
+
+    def parse() -> Iterator[Utterance | ManifestError]:
+        for number, line, form in _numbered_lines(source, kind):
+            try:
+                yield _parse_line(line, form, f"{source}, line {number}", source.parent, root)
+            except ManifestError as error:
+                yield error
+
+    return parse(), total
+
+
+def _with_headers(
+    entries: Iterable[Utterance | ManifestError], jobs: int
+) -> Iterator[tuple[Utterance | ManifestError, AudioInfo | AudioError | None]]:
+    """Yield each entry with its file's header, or with the reason why there is none, in their order."""
+
+    def read(portion: list) -> list:
+        # Cuts of one recording stand side by side.
+        headers: dict[str, AudioInfo | AudioError] = {}
+        for entry in portion:
+            if isinstance(entry, Utterance) and entry.source not in headers:
+                try:
+                    headers[entry.source] = read_info(entry.source)
+                except AudioError as error:
+                    headers[entry.source] = error
+        return [(entry, headers.get(entry.source) if isinstance(entry, Utterance) else None) for entry in portion]
+
+    entries = iter(entries)
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = deque()
+        while True:
+            while len(waiting) < _AHEAD * jobs and (portion := list(itertools.islice(entries, _PORTION))):
+                waiting.append(pool.submit(read, portion))
+            if not waiting:
+                return
+            yield from waiting.popleft().result()
+
+
+def _describe(utterance: Utterance, header: AudioInfo | AudioError, base: str | None) -> dict:
+    if isinstance(header, AudioError):
+        raise header
+    whole = not utterance.start and utterance.duration is None
+    available = header.num_frames / header.sample_rate - utterance.start
+    if available <= 0:
+        problem = "has no samples" if whole else f"ends before {utterance.start:g} s, where this part begins"
+        raise ManifestError(f"{utterance.source}: {problem}")
+    duration = available if utterance.duration is None else min(available, utterance.duration)
+    return {
+        "id": utterance.id,
+        "path": utterance.source if base is None else os.path.relpath(utterance.source, base),
+        **({} if whole else {"start": utterance.start}),
+        "duration": round(duration, 6),
+        "sample_rate": header.sample_rate,
+    }
+
+
+def _to_json(line: dict) -> str:
+    text = json.dumps(line, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8
+        return json.dumps(line)
+    return text
+
+
 def _part(source: Path, root: Path | None) -> Sequence[Utterance]:
     if source.is_dir() or (source.suffix.lower() in AUDIO_SUFFIXES and source.is_file()):
         return read_manifest(source)
@@ -228,17 +398,21 @@ def _line_offsets(path: Path) -> np.ndarray:
 
 
 def _parse_manifest(path: Path, kind: str | None, root: Path | None) -> Iterator[Utterance]:
+    for number, line, form in _numbered_lines(path, kind):
+        yield _parse_line(line, form, f"{path}, line {number}", path.parent, root)
+
+
+def _numbered_lines(path: Path, kind: str | None) -> Iterator[tuple[int, str, str]]:
+    """Yield the lines that are not blank, with their numbers and the kind of manifest they make."""
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-            lines = file.read().split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+            for number, line in enumerate(file, 1):
+                if line := line.strip():
+                    kind = kind or _kind(path, line)
+                    yield number, line, kind
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "not a text file"
         raise ManifestError(f"{path}: not readable as a manifest, {reason}") from error
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if kind is None and numbered:
-        kind = _kind(path, numbered[0][1])
-    for number, line in numbered:
-        yield _parse_line(line, kind, f"{path}, line {number}", path.parent, root)
 
 
 def _kind(path: Path, first_line: str) -> str:

@@ -52,23 +52,23 @@ WITHOUT_EFFECT = {
     "bfloat16_mix_prec": "use --precision bf16",
 }
 
-# What settings must be: the least value of whole numbers and of others, whether null is allowed, and the rest.
+# What settings must be: whole numbers and others with the least value, switches, and text; and which may be null.
 WHOLE = {
-    **{"batch_size": 1, "num_workers": 0, "valid_size": 1, "total_steps": 1, "warmup_steps": 0, "validate_every": 1},
-    **{"log_every": 1, "keep": 1, "examples": 0, "most_skipped": 1, "seed": 0, "stage": 1, "frame_rate": 1},
-    **{"wavlm_layer": -1, "latent_dim": 1, "adversarial_from": 0, "stop_at": 1},
-}
+    "batch_size": 1, "num_workers": 0, "valid_size": 1, "total_steps": 1, "stop_at": 1, "warmup_steps": 0, "keep": 1,
+    "validate_every": 1, "log_every": 1, "examples": 0, "most_skipped": 1, "adversarial_from": 0, "seed": 0, "stage": 1,
+    "latent_dim": 1, "frame_rate": 1, "wavlm_layer": -1,
+}  # fmt: skip
 NUMBERS = {
-    **{"crop_seconds": 0.1, "valid_seconds": 0.1, "discriminator_width": 0.001, "lr": 0.0, "weight_decay": 0.0},
-    **{"beta1": 0.0, "beta2": 0.0, "mel_weight": 0.0, "adversarial_weight": 0.0, "semantic_weight": 0.0},
-    **{"kl_weight": 0.0, "max_gradient_norm": 0.0, "ckpt_interval_minutes": 0},
-}
+    "crop_seconds": 0.1, "valid_seconds": 0.1, "discriminator_width": 0.001, "lr": 0.0, "weight_decay": 0.0,
+    "beta1": 0.0, "beta2": 0.0, "mel_weight": 0.0, "adversarial_weight": 0.0, "semantic_weight": 0.0, "kl_weight": 0.0,
+    "max_gradient_norm": 1e-6, "ckpt_interval_minutes": 0,
+}  # fmt: skip
 FLAGS = ("init_adapters", "compile", "checkpointing", "utmos", "speaker_similarity", "wer")
 TEXTS = ("output_folder", "train", "valid", "root", "size", "backbone", "start", "bottleneck")
 OPTIONAL = (
-    *("latent_dim", "adversarial_from", "stop_at", "mel_weight", "adversarial_weight", "semantic_weight", "kl_weight"),
-    *("max_gradient_norm", "valid", "root", "backbone", "start"),
-)
+    "valid", "root", "backbone", "start", "latent_dim", "mel_weight", "adversarial_weight", "semantic_weight",
+    "kl_weight", "adversarial_from", "max_gradient_norm", "stop_at",
+)  # fmt: skip
 
 # What a run keeps from its beginning to its end.
 FIXED = ("stage", "size", "bottleneck", "latent_dim", "frame_rate", "wavlm_layer", "discriminator_width")
@@ -115,13 +115,20 @@ class PretrainingBrain(sb.Brain):
             num_workers=min(workers, 4),
         )
         self.report = Report(self.folder, start.model.sample_rate, settings) if if_main_process() else None
+        self.progress: tqdm | None = None
         self.skipped: dict[str, str] = {}
         checkpointer.add_recoverable("model", _Recoverable(self._weights, self._load_weights))
         checkpointer.add_recoverable("discriminators", start.discriminators)
 
     def train(self) -> None:
         """Train to the end, going on from the last checkpoint if there is one."""
-        self.fit(self._epochs(), self.train_loader, self.valid_loader, progressbar=False)
+        try:
+            self.fit(self._epochs(), self.train_loader, self.valid_loader, progressbar=False)
+        finally:
+            if self.progress is not None:
+                self.progress.close()  # what is said next gets a line of its own
+            if self.report:
+                self.report.close()
 
     def on_fit_start(self):
         super().on_fit_start()
@@ -337,17 +344,17 @@ def read_settings(arguments: list[str]) -> tuple[dict, dict, str, dict]:
     text = Path(path).read_text()
     try:
         settings = load_hyperpyyaml(text)
-        settings["train"]
-        unknown = [name for name in overrides if name not in settings]
-        if unknown:
-            raise ValueError(f"there is no setting {unknown[0]!r}; {path} lists and explains them all")
-        preset = overrides.get("preset", settings["preset"])
-        if preset not in settings["presets"]:
-            raise ValueError(f"unknown preset {preset!r}; {path} has {', '.join(settings['presets'])}")
-        overrides = {**settings["presets"][preset], **overrides}
-        settings = load_hyperpyyaml(text, overrides)
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a file of settings for train.py: {error}") from error
+        presets, preset = settings["presets"], overrides.get("preset", settings["preset"])
+    except Exception as error:  # a file of another kind makes the parser fail in ways that nothing lists
+        reason = f"it has no setting {error}" if isinstance(error, KeyError) else str(error).split("\n")[0]
+        raise ValueError(f"{path}: not a file of settings for train.py, {reason}") from error
+    unknown = [name for name in overrides if name not in settings]
+    if unknown:
+        raise ValueError(f"there is no setting {unknown[0]!r}; {path} lists and explains them all")
+    if preset not in presets:
+        raise ValueError(f"unknown preset {preset!r}; {path} has {', '.join(presets)}")
+    overrides = {**presets[preset], **overrides}
+    settings = load_hyperpyyaml(text, overrides)
     settings.pop("presets")
     if settings["train"] is None:
         raise ValueError("name the speech to train on: --train FOLDER_OR_MANIFEST")
@@ -496,10 +503,9 @@ def main(arguments: list[str]) -> int:
         _complain("interrupted", _last_checkpoint(folder))
         return 130
     if brain.report:
-        brain.report.close()
         print(f"done: {brain.done} steps, {brain.pretraining.skipped} of them skipped, in {folder}")
         if skipped:
-            print(f"{len(skipped)} utterances could not be used; they are in {folder}/skipped.*.tsv", file=sys.stderr)
+            print(f"utterances that could not be used: {len(skipped)}, see {folder}/skipped.*.tsv", file=sys.stderr)
     return 0
 
 

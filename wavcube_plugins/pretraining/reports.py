@@ -51,6 +51,11 @@ class Report:
                 "training writes TensorBoard files: pip install 'wavcube-plugins[speechbrain]'"
             ) from error
         self._writer = SummaryWriter(str(self.folder / "tensorboard"))
+        self._lines = self.folder / "progress.jsonl"
+        if self._lines.is_file() and self._lines.read_bytes()[-1:] not in (b"", b"\n"):
+            # A killed run left half a line, which must not take the next one with it.
+            with open(self._lines, "a", encoding="utf-8") as file:
+                file.write("\n")
         self._metrics = {"STOI": stoi, "PESQ-WB": pesq}
         for name, wanted, metric in (
             ("UTMOS", "utmos", UTMOS),
@@ -132,5 +137,5 @@ class Report:
         # Significant digits, not decimals: learning rates are small.
         plain = {name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in values.items()}
         plain = {name: value if math.isfinite(value) else None for name, value in plain.items()}
-        with open(self.folder / "progress.jsonl", "a", encoding="utf-8") as file:
+        with open(self._lines, "a", encoding="utf-8") as file:
             file.write(json.dumps(plain) + "\n")

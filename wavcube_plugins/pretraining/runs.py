@@ -117,7 +117,9 @@ def start_stage1(
         torch.manual_seed(seed)
         model, discriminators = WavCube(config), Discriminators(discriminator_width)
     init_from_backbone(model, backbone, adapters=adapters)
-    return Start(model, model.wavlm, discriminators, f"backbone {backbone.metadata.get('source', 'given')}")
+    # The end of its path: the rest is this machine's own business.
+    source = "/".join(Path(backbone.metadata.get("source", "given")).parts[-2:])
+    return Start(model, model.wavlm, discriminators, f"backbone {source}")
 
 
 def start_from(

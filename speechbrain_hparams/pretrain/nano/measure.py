@@ -9,7 +9,8 @@ What it measures, on speech that none of the models was trained on:
   clean utterances of those who speak in `test.jsonl` or `valid.jsonl` too. Real recordings with a `transcripts.tsv`
   beside them are scored by the same phone probe, and by a speaker probe that leaves out one recording at a time.
 
-It prints two tables in Markdown, writes every number to the JSON file, and draws them beside it (results.png).
+It prints two tables in Markdown, which results.md keeps, writes every number to the JSON file, and draws them in
+results.png beside it.
 """
 
 from __future__ import annotations
@@ -665,6 +666,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = measure(arguments)
         with atomic_path(arguments.out) as path:
             path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        with atomic_path(arguments.out.with_suffix(".md")) as path:
+            path.write_text(tables(results) + "\n", encoding="utf-8")
         draw(arguments.out.with_suffix(".png"), results)
     except ModuleNotFoundError as error:
         print(f"measure.py: error: {error.name} is missing: pip install 'wavcube-plugins[eval]'", file=sys.stderr)

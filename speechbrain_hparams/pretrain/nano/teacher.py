@@ -1,8 +1,10 @@
 """Trains a small WavLM to be semantic: `python teacher.py teacher.yaml --corpus CORPUS --output_folder OUT`.
 
-The encoder learns to say which phone each of its frames is in, though parts of the audio are silenced or drowned in
-noise (WavLM's masked prediction and denoising, with phones in the place of clusters), and who speaks, from a middle
-layer. CORPUS is what `corpus.py` makes. OUT/export gets the encoder: `model.safetensors` and `config.json`.
+The encoder learns to say which phone each of its frames is in, where the times are known, and which phones follow each
+other (CTC), where they are not, though parts of the audio are silenced or drowned in noise: WavLM's masked prediction
+and denoising, with phones in the place of clusters. As WavLM's features know more than phones, the last layer has to
+give the undisturbed spectrum too, and a middle one the speaker. CORPUS is what `corpus.py` makes. OUT/export gets the
+encoder: `model.safetensors` and `config.json`.
 """
 
 from __future__ import annotations
@@ -20,16 +22,16 @@ import soundfile
 import speechbrain as sb
 import torch
 import torch.nn.functional as F
+import torchaudio
 from corpus import SAMPLE_RATE, stable_seed
 from hyperpyyaml import load_hyperpyyaml
 from safetensors.torch import save_file
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchaudio.functional import edit_distance
 
 from wavcube_plugins.audio import length_mask, pad_batch
-from wavcube_plugins.config import WavCubeConfig
+from wavcube_plugins.config import WavCubeConfig, WavLMConfig
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.models.wavcube import normalise
 from wavcube_plugins.models.wavlm import WavLM
@@ -37,12 +39,9 @@ from wavcube_plugins.synthesis import PHONES, SILENCE
 
 INDEX = {phone: index for index, phone in enumerate(PHONES)}
 IGNORED = -100
-# What each silence inside an utterance costs in an alignment, in nats: there are few.
-_SILENCE_COST = 8.0
-# How far a phone may be from where it is expected, in frames and as a share of the utterance (standard deviation).
-_SPREAD = (4.0, 0.04)
-# Silence that corpus.py leaves around such utterances, in frames.
-_EDGE = 6
+# Of the spectrum that the last layer has to give: bands, length of the FFT, and the least magnitude, of a waveform of
+# unit variance.
+_BANDS, _BINS, _FLOOR = 80, 1024, 1e-3
 
 
 class InputError(ValueError):
@@ -97,18 +96,11 @@ class Reader:
         positions = np.searchsorted(ends, centres / SAMPLE_RATE, side="right").clip(max=len(ends) - 1)
         return np.array([INDEX[label] for label, _, _ in record["phones"]])[positions]
 
-    def quiet(self, waveform: Tensor) -> Tensor:
-        """Return which frames (L,) are nearer to the quietest than to the loudest, or 30 dB below the loudest."""
-        windows = waveform.unfold(0, self.config.receptive_field, self.config.hop_length)
-        levels = 10 * torch.log10(windows.square().mean(1) + 1e-9)
-        low, high = torch.quantile(levels, torch.tensor([0.05, 0.95]))
-        return levels < torch.maximum((low + high) / 2, high - 30)
-
 
 class TrainBatches(Dataset):
     """Item i is batch i of the epoch: a function of the seed, the step and the corpus alone, so that resuming is exact.
 
-    Set `epoch` (1, 2, …) before each epoch. `durations` (phones,) are the phones' mean durations, in seconds.
+    Set `epoch` (1, 2, …) before each epoch.
     """
 
     def __init__(self, reader: Reader, records: list[dict], hparams: dict):
@@ -119,10 +111,6 @@ class TrainBatches(Dataset):
         whole = sorted((r for r in whole if r["duration"] <= hparams["whole_longest"]), key=lambda r: r["duration"])
         if not self.timed:
             raise InputError(f"{reader.corpus}: no training utterance has phones with times")
-        spoken = [(INDEX[label], end - start) for r in self.timed for label, start, end in r["phones"]]
-        phones, seconds = (np.array(column) for column in zip(*spoken, strict=True))
-        counts = np.bincount(phones, minlength=len(PHONES))
-        self.durations = (np.bincount(phones, seconds, len(PHONES)) + seconds.mean()) / (counts + 1)
         self.whole: list[list[dict]] = []
         for record in whole:
             full = self.whole and (len(self.whole[-1]) + 1) * record["duration"] > hparams["whole_seconds"]
@@ -169,18 +157,18 @@ class TrainBatches(Dataset):
     def _whole(self, records: list[dict], step: int) -> dict:
         waveforms = [torch.from_numpy(self.reader.waveform(record)) for record in records]
         return self._finish(records, waveforms, step) | {
-            "pronunciations": [[INDEX[label] for label in record["pronunciation"]] for record in records],
-            "quiet": nn.utils.rnn.pad_sequence([self.reader.quiet(one) for one in waveforms], batch_first=True),
+            "pronunciations": [[INDEX[label] for label in record["pronunciation"]] for record in records]
         }
 
     def _finish(self, records: list[dict], waveforms: list[Tensor], step: int) -> dict:
         padded, lengths = pad_batch(waveforms)
         padded = normalise(padded, lengths)
+        spectrum = log_spectrum(padded, self.reader.config)
         for row, record in enumerate(records):
             generator = np.random.default_rng(stable_seed(self.hparams["seed"], "mask", step, record["id"]))
             _mask(padded[row, : lengths[row]].numpy(), self.hparams["masked_share"], generator)
         speakers = torch.tensor([self.speakers[record["speaker"]] for record in records])
-        return {"waveforms": padded, "lengths": lengths, "speakers": speakers}
+        return {"waveforms": padded, "lengths": lengths, "speakers": speakers, "spectrum": spectrum}
 
 
 class ValidBatches(Dataset):
@@ -228,80 +216,25 @@ def _mask(waveform: np.ndarray, share: float, generator: np.random.Generator) ->
         left -= max(length, 1)
 
 
-def align(
-    scores: np.ndarray,
-    lengths: list[int],
-    pronunciations: list[list[int]],
-    durations: np.ndarray,
-    quiet: np.ndarray,
-) -> np.ndarray:
-    """Find the likeliest times of the phones: each at least one frame, with few silences between them.
-
-    What the model says is not enough: left to itself it soon learnt that such utterances are silence but for single
-    frames. So loud frames are never silence, and phones stay about where their usual durations put them.
-
-    Args:
-        scores: Log-probabilities (B, L, C).
-        lengths: Valid frames of each item.
-        pronunciations: Phones of each item, without silence.
-        durations: Usual duration (C,) of each phone in any unit, from which it follows where about a phone will be.
-        quiet: Whether each frame (B, L) may be silence.
-
-    Returns:
-        The phone of each frame (B, L); `IGNORED` beyond the lengths, and in items with more phones than frames.
-    """
-    size, frames, _ = scores.shape
-    silence = INDEX[SILENCE]
-    states = 2 * max(map(len, pronunciations)) + 1
-    labels = np.full((size, states), silence)
-    for item, phones in enumerate(pronunciations):
-        labels[item, 1 : 2 * len(phones) : 2] = phones
-    emissions = np.take_along_axis(scores, np.broadcast_to(labels[:, None], (size, frames, states)), 2)
-    emissions[:, :, ::2] -= np.where(quiet, 0.0, 1e6)[..., None]
-    for item, phones in enumerate(pronunciations):
-        usual = durations[phones]
-        edge = min(_EDGE, lengths[item] // 4)
-        centres = edge + (lengths[item] - 2 * edge) * (usual.cumsum() - usual / 2) / max(usual.sum(), 1e-9)
-        distances = (np.arange(frames)[:, None] + 0.5 - centres) / (_SPREAD[0] + _SPREAD[1] * lengths[item])
-        emissions[item, :, 1 : 2 * len(phones) : 2] -= distances**2 / 2
-    # Even states are silences; a phone may be entered from the phone before it or from the silence between them.
-    enter = np.where(np.arange(states) % 2 == 0, -_SILENCE_COST, 0.0)
-    best = np.full((size, states), -np.inf)
-    best[:, :2] = emissions[:, 0, :2]
-    steps = np.zeros((frames, size, states), dtype=np.int8)
-    options = np.full((3, size, states), -np.inf)
-    aligned = np.full((size, frames), IGNORED)
-    for frame in range(frames):
-        if frame:
-            options[0] = best
-            options[1, :, 1:] = best[:, :-1] + enter[1:]
-            options[2, :, 3::2] = best[:, 1:-2:2]
-            steps[frame] = options.argmax(0)
-            best = np.take_along_axis(options, steps[frame][None].astype(np.int64), 0)[0] + emissions[:, frame]
-        for item in range(size):
-            if lengths[item] - 1 == frame:
-                aligned[item] = _trace(best[item], steps[:, item], labels[item], len(pronunciations[item]), frame)
-    return aligned
-
-
-def _trace(best: np.ndarray, steps: np.ndarray, labels: np.ndarray, phones: int, last: int) -> np.ndarray:
-    """Follow one item's steps back from its last frame."""
-    path = np.full(len(steps), IGNORED)
-    state = max(2 * phones, 2 * phones - 1, key=lambda end: best[end])
-    if not np.isfinite(best[state]):
-        return path
-    for frame in range(last, -1, -1):
-        path[frame] = labels[state]
-        state -= int(steps[frame, state])
-    return path
+def log_spectrum(waveforms: Tensor, config: WavLMConfig) -> Tensor:
+    """Return log-mel magnitudes (B, L, bands) of waveforms (B, T), on the samples that the encoder's frames see."""
+    field = config.receptive_field
+    frames = waveforms.unfold(1, field, config.hop_length) * torch.hann_window(field)
+    # Zeros behind the frame give the lowest bands bins of their own.
+    magnitudes = torch.fft.rfft(frames, _BINS).abs() / field**0.5
+    bands = torchaudio.functional.melscale_fbanks(_BINS // 2 + 1, 0.0, SAMPLE_RATE / 2, _BANDS, SAMPLE_RATE)
+    return (magnitudes @ bands).clamp_min(_FLOOR).log()
 
 
 class Heads(nn.Module):
-    """What is learned beside the encoder and not kept: phones of the last layer, speakers of a middle one."""
+    """What is learned beside the encoder and not kept: all of the last layer, but speakers of a middle one."""
 
     def __init__(self, dim: int, speakers: int):
         super().__init__()
         self.phones = nn.Linear(dim, len(PHONES))
+        # The phones as CTC has them, with its blank in the place of silence.
+        self.order = nn.Linear(dim, len(PHONES))
+        self.spectrum = nn.Linear(dim, _BANDS)
         self.speakers = nn.Linear(dim, speakers)
 
 
@@ -324,28 +257,35 @@ class TeacherBrain(sb.Brain):
         frames = self.hparams.frame_lengths(lengths)
         inside = length_mask(frames, middle.shape[1])[..., None]
         pooled = (middle * inside).sum(1) / frames[:, None]  # (B, C)
-        return self.modules.heads.phones(states[-1]), self.modules.heads.speakers(pooled), frames
+        heads = self.modules.heads
+        last = states[-1]
+        return heads.phones(last), heads.order(last), heads.spectrum(last), heads.speakers(pooled), frames
 
     def compute_objectives(self, predictions, batch, stage):
-        logits, speakers, frames = predictions
-        logits = logits.float()
+        phones, order, spectrum, speakers, frames = predictions
+        phones, order, spectrum = phones.float(), order.float(), spectrum.float()
         labels = batch.get("labels")
-        if labels is None and stage == sb.Stage.TRAIN:
-            scores = F.log_softmax(logits.detach(), -1).cpu().numpy()
-            quiet = batch["quiet"].numpy()
-            labels = align(scores, frames.tolist(), batch["pronunciations"], self.batches.durations, quiet)
-            labels = torch.from_numpy(labels)
         if stage != sb.Stage.TRAIN:
-            self._count(logits, labels, batch["pronunciations"])
+            self._count(order if labels is None else phones, labels, batch["pronunciations"])
+            return phones.new_zeros(())
         if labels is None:
-            return logits.new_zeros(())
-        known = (labels != IGNORED).sum().clamp_min(1)
-        labels = labels.to(self.device)
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum") / known
-        if stage == sb.Stage.TRAIN:
-            speaker_loss = F.cross_entropy(speakers.float(), batch["speakers"].to(self.device))
-            loss = loss + self.hparams.speaker_weight * speaker_loss
-        return loss
+            loss = self._order_loss(order, frames, batch["pronunciations"])
+        else:
+            loss = F.cross_entropy(phones.flatten(0, 1), labels.to(self.device).flatten(), ignore_index=IGNORED)
+        inside = length_mask(frames, spectrum.shape[1])
+        difference = (spectrum - batch["spectrum"].to(self.device)).abs().mean(-1)
+        loss = loss + self.hparams.spectrum_weight * difference[inside].mean()
+        speaker_loss = F.cross_entropy(speakers.float(), batch["speakers"].to(self.device))
+        return loss + self.hparams.speaker_weight * speaker_loss
+
+    def _order_loss(self, logits, frames, pronunciations):
+        """Return CTC's loss per frame, as the frame-wise one is."""
+        targets = torch.tensor([phone for said in pronunciations for phone in said], device=logits.device)
+        counts = torch.tensor([len(said) for said in pronunciations], device=logits.device)
+        scores = F.log_softmax(logits, -1).transpose(0, 1)  # (L, B, C)
+        blank = INDEX[SILENCE]
+        loss = F.ctc_loss(scores, targets, frames, counts, blank=blank, reduction="sum", zero_infinity=True)
+        return loss / frames.sum()
 
     def _count(self, logits, labels, pronunciations):
         best = logits.argmax(-1).cpu()
@@ -355,7 +295,7 @@ class TeacherBrain(sb.Brain):
             self.counts["frames"] += int((labels != IGNORED).sum())
         for row, said in zip(best, pronunciations, strict=True):
             heard = [phone for phone in torch.unique_consecutive(row).tolist() if phone != INDEX[SILENCE]]
-            self.counts[f"errors_{kind}"] += edit_distance(heard, said)
+            self.counts[f"errors_{kind}"] += torchaudio.functional.edit_distance(heard, said)
             self.counts[f"phones_{kind}"] += len(said)
 
     def on_stage_start(self, stage, epoch=None):
