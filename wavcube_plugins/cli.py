@@ -247,6 +247,7 @@ def build_parser() -> argparse.ArgumentParser:
         help='JSON with scores for the card, {"STOI": 0.97} or {"test-clean": {"STOI": 0.97}}; default: those of the '
         "run's last validation",
     )
+    command.add_argument("--notes", type=Path, metavar="FILE.md", help="Markdown for the card, behind the scores")
 
     command = add(
         "info",
@@ -542,6 +543,12 @@ def _run_export(arguments: argparse.Namespace) -> int:
             scores = json.loads(arguments.scores.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{arguments.scores}: not JSON, {error}") from error
+    notes = None
+    if arguments.notes is not None:
+        try:
+            notes = arguments.notes.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{arguments.notes}: not a text file") from error
     _check_writable(output)
 
     import torch
@@ -556,6 +563,7 @@ def _run_export(arguments: argparse.Namespace) -> int:
         license=arguments.license,
         data=arguments.data,
         scores=scores,
+        notes=notes,
     )
     size = sum(path.stat().st_size for path in output.glob("*.safetensors"))
     stage, step = model.metadata["stage"], model.metadata["global_step"]

@@ -53,6 +53,7 @@ def publish(
     license: str | None = None,
     data: str | None = None,
     scores: Scores | None = None,
+    notes: str | None = None,
 ) -> WavCube:
     """Write the model of a run as a folder that can be loaded, shared and uploaded, with a model card.
 
@@ -64,6 +65,7 @@ def publish(
         license: Under which the weights are given away, such as an identifier of the Hugging Face hub.
         data: What the model was trained on.
         scores: What was measured, by metric, or by test set and metric; None takes the run's own last validation.
+        notes: Markdown that the card has behind the scores.
 
     Returns:
         The model that was written.
@@ -84,7 +86,7 @@ def publish(
             "over the few utterances that it reports. They compare with other runs on the same data alone."
         )
     card = write_card(
-        model, Path(destination).resolve().name, runs.read_run(run)["settings"], license, data, rows, caption
+        model, Path(destination).resolve().name, runs.read_run(run)["settings"], license, data, rows, caption, notes
     )
     try:
         with atomic_path(Path(destination) / CARD_NAME) as temporary:
@@ -139,6 +141,7 @@ def write_card(
     data: str | None,
     rows: list[dict[str, float | str]],
     caption: str,
+    notes: str | None = None,
 ) -> str:
     """Return the text of a model card in the form of the Hugging Face hub.
 
@@ -150,6 +153,7 @@ def write_card(
         data: What it was trained on, None if nobody said.
         rows: Of the table of scores.
         caption: What to say of these scores.
+        notes: Markdown behind the scores.
     """
     config, metadata = model.config, model.metadata
     stage = int(metadata.get("stage", 0))
@@ -194,6 +198,7 @@ def write_card(
         limits.insert(0, "The latent that it gives is the mean; nothing is drawn at inference.")
     limits_text = "\n".join(f"* {limit}" for limit in limits)
     scores_text = f"{_table(rows)}\n\n{caption}" if rows else "None were measured."
+    notes_text = f"{notes.strip()}\n\n" if notes else ""
     license_text = f"They are given under: {license}" if license else "Whoever published them has not stated one."
     return f"""---
 {yaml.safe_dump(head, sort_keys=True, allow_unicode=True).strip()}
@@ -214,7 +219,7 @@ A WavCube: one compact continuous representation of speech, for understanding, r
 
 {scores_text}
 
-## Use
+{notes_text}## Use
 
 ```bash
 pip install wavcube-plugins

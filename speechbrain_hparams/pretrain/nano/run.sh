@@ -36,4 +36,18 @@ corpus=(--train "$work/corpus/train.jsonl" --valid "$work/corpus/valid.jsonl")
 
 "$python" "$nano/measure.py" --corpus "$work/corpus" --stage1 "$work/stage1" --stage2 "$work/stage2" \
     --no-anchoring "$work/no_anchoring" ${RECORDINGS:+--recordings "$RECORDINGS"} --out "$work/scores.json"
-wavcube export "$work/stage2" "$export" --dtype float16 --scores "$work/scores.json"
+cat "$nano/card.md" "$work/scores.md" > "$work/notes.md"
+wavcube export "$work/stage2" "$export" --dtype float16 --license apache-2.0 --notes "$work/notes.md" \
+    --data "ten hours of speech synthesised by espeak-ng and SVOX Pico; no recordings"
+# Stage 1 of the preset starts from it.
+"$python" - "$work/teacher/export" "$export/teacher" <<'PYTHON'
+import sys
+
+import torch
+
+from wavcube_plugins.models.backbones import load_backbone, save_backbone
+
+teacher = load_backbone(sys.argv[1])
+teacher.metadata.pop("source")
+save_backbone(teacher, sys.argv[2], dtype=torch.float16)
+PYTHON
