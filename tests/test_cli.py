@@ -645,9 +645,11 @@ def test_export_takes_the_best_checkpoint_in_half_precision_with_scores(run, tra
         in text
     )
     assert json.loads(Path("mine/config.json").read_text())["metadata"]["license"] == "cc-by-4.0"
-    run("export", "run", "mine", "--data", "960 h of audiobooks")
+    Path("notes.md").write_text("## Who speaks\n\nTwelve readers.\n")
+    run("export", "run", "mine", "--data", "960 h of audiobooks", "--notes", "notes.md")
     head, text = front_matter(Path("mine/README.md").read_text())
     assert "datasets" not in head and "| data | 960 h of audiobooks |" in text
+    assert "## Who speaks\n\nTwelve readers.\n\n## Use" in text
 
 
 @pytest.mark.parametrize(
@@ -664,6 +666,8 @@ def test_export_takes_the_best_checkpoint_in_half_precision_with_scores(run, tra
         (["run", "new", "--scores", "text.json"], "text.json: not JSON"),
         (["run", "new", "--scores", "list.json"], "scores must be an object such as"),
         (["run", "new", "--scores", "none.json"], "scores must be an object such as"),
+        (["run", "new", "--notes", "missing.md"], "missing.md: no such file"),
+        (["run", "new", "--notes", "mono.wav"], "mono.wav: not a text file"),
     ],
 )
 def test_bad_exports(run, trained, arguments, reason):

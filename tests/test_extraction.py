@@ -50,7 +50,9 @@ def index_of(folder):
 
 def run_cli(*arguments, code="from wavcube_plugins.cli import main", **environment):
     """Start the command in a process of its own; `code` may change something in it before."""
-    program = f"import sys\n{code}\nfrom wavcube_plugins.cli import main\nsys.exit(main(sys.argv[1:]))"
+    # Under nohup, or in the background of a script, Ctrl-C is ignored and children inherit that.
+    heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"import sys\n{heard}\n{code}\nfrom wavcube_plugins.cli import main\nsys.exit(main(sys.argv[1:]))"
     return subprocess.Popen(
         [sys.executable, "-c", program, *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},

@@ -56,14 +56,7 @@ BACKBONES = {
 }
 EAGER = Schedule(1e-3, 0, 100)  # learns from the first step on
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """At these sizes a second one only waits for the first."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def backbone(form="wavlm_large"):

@@ -25,16 +25,10 @@ GOLDEN = Path(__file__).parent / "golden"
 HOP, RATE = 320, 16000
 KEYS = ("hidden_states", "last_hidden_state", "latent", "wavlm", "restored")
 
-pytestmark = pytest.mark.filterwarnings("ignore:the weights of:UserWarning", "ignore:.*set_audio_backend.*:UserWarning")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Thousands of tiny operations: two threads that wait for each other only cost time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:the weights of:UserWarning", "ignore:.*set_audio_backend.*:UserWarning"),
+]
 
 
 @pytest.fixture(scope="module")

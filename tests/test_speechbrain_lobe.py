@@ -39,20 +39,14 @@ SPEECH = Path(lobe.__file__).parents[1] / "assets" / "speech" / "adam_01.flac"
 LAYERS = 5
 STEM = "model.wavlm.feature_extractor."
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:the weights of:UserWarning",
-    "ignore:Grad strides do not match:UserWarning",
-    "ignore:torchaudio._backend:UserWarning",
-)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """At these sizes a second one only waits for the first."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings(
+        "ignore:the weights of:UserWarning",
+        "ignore:Grad strides do not match:UserWarning",
+        "ignore:torchaudio._backend:UserWarning",
+    ),
+]
 
 
 @pytest.fixture(scope="module", params=FEATURES)

@@ -35,14 +35,7 @@ SMALL = {
     **{"ckpt_interval_steps": 3, "device": "cpu"},
 }
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Like the processes that the tests start; the last digits depend on it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
