@@ -5,7 +5,7 @@
 >>> read_mini("mini/read", "train")[0]["text"]
 'her brother found a red coat near the river'
 
-espeak-ng says sentences of a small vocabulary with voices that differ in accent, throat, rate and pitch. Every record has
+espeak-ng says sentences of a small vocabulary, with voices that differ in accent, throat, rate and pitch. A record has
 
     id, path (relative to the folder), duration (s), speaker, gender ("f" or "m"), text (small letters, no punctuation),
     phones [[label, start, end], ...] and words [[word, start, end], ...], in seconds
@@ -17,8 +17,8 @@ and what its task adds:
     keywords      one word; keyword: one of KEYWORDS
     commands      intent {"action", "object", "location"} and slots [[name, words of the text], ...]
     emotion       emotion: one of EMOTIONS; session 1 … 5, two speakers each
-    mixture       two talkers; sources [path, path], speakers, texts, turns [[speaker, start, end], ...]; phones and words
-                  are the first talker's
+    mixture       two talkers; sources [path, path], speakers, texts, turns [[speaker, start, end], ...]; its phones and
+                  words are the first talker's
     noisy         speech in noise; clean (path), snr (dB)
 
 An utterance depends on the seed, the task, the split and its number alone, so larger sets begin with the smaller ones.
@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from wavcube_plugins.audio import resample
 from wavcube_plugins.files import atomic_path
-from wavcube_plugins.synthesis import SynthesisError, Synthesiser, Voice
+from wavcube_plugins.synthesis import Synthesiser, SynthesisError, Voice
 
 SAMPLE_RATE = 16000
 TASKS = ("read", "verification", "keywords", "commands", "emotion", "mixture", "noisy")
@@ -198,7 +198,7 @@ class _Studio:
         if task == "emotion":
             cast = make_speakers(2 * SESSIONS, seed, "Ses")
             cast = [replace(one, name=f"Ses{index // 2 + 1:02d}{one.gender.upper()}") for index, one in enumerate(cast)]
-            self.speakers = {split: cast for split in SPLITS}
+            self.speakers = dict.fromkeys(SPLITS, cast)
 
     def record(self, folder: Path, split: str, index: int) -> dict:
         name = f"{self.task}-{split}-{index:05d}"
