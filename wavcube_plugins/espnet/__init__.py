@@ -1,0 +1,36 @@
+"""WavCube for ESPnet: features, frontend, vocoder and zero-shot TTS, under ESPnet's own option names.
+
+From the command line, every tool of ESPnet runs through `wavcube_plugins.espnet.run`:
+
+    python -m wavcube_plugins.espnet.run -m espnet2.bin.asr_train --frontend wavcube …
+
+In Python, `register()` makes the names known to ESPnet, whether its modules are imported already or will be later.
+"""
+
+from importlib import import_module
+from importlib.util import find_spec
+
+_PUBLIC = {
+    "WavCubeCFM": "wavcube_plugins.espnet.tts",
+    "WavCubeFeatures": "wavcube_plugins.espnet.features",
+    "WavCubeFrontend": "wavcube_plugins.espnet.frontend",
+    "WavCubeTTSTask": "wavcube_plugins.espnet.tts",
+    "WavCubeVocoder": "wavcube_plugins.espnet.vocoder",
+    "register": "wavcube_plugins.espnet.registration",
+}
+
+__all__ = [*_PUBLIC]
+
+if find_spec("espnet2") is None:
+    raise ImportError("wavcube_plugins.espnet needs ESPnet: uv pip install 'wavcube-plugins[espnet]'")
+
+
+def __getattr__(name):
+    # Imported on first use: ESPnet's tasks take many seconds to import.
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted(__all__)

@@ -1,0 +1,641 @@
+"""Kaldi-style data folders for the recipes, made and checked without Kaldi: what ESPnet's shell tools do, offline.
+
+    python -m wavcube_plugins.espnet.data mini data/             # synthesised speech: data/train, data/valid, data/test
+    python -m wavcube_plugins.espnet.data libritts /corpora/LibriTTS data/
+    python -m wavcube_plugins.espnet.data librispeech /corpora/LibriSpeech data/
+    python -m wavcube_plugins.espnet.data format data/ dump/raw/ train valid test --fs 16000
+    python -m wavcube_plugins.espnet.data check dump/raw/train --token_list tokens.txt
+    python -m wavcube_plugins.espnet.data prompts dump/raw/test  # prompt.scp and prompt_text, for zero-shot TTS
+
+A folder holds `wav.scp`, `text`, `utt2spk` and `spk2utt`, sorted by bytes; ids begin with the speaker's. Exit code 0,
+or 2 with one sentence that names what cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from wavcube_plugins.files import atomic_path
+
+OK, BAD_INPUT = 0, 2
+
+# The parts of a corpus that make each of a recipe's sets.
+LIBRITTS = {
+    "train": ("train-clean-100", "train-clean-360", "train-other-500"),
+    "valid": ("dev-clean",),
+    "test": ("test-clean",),
+}
+LIBRISPEECH = {"train": ("train-clean-100",), "valid": ("dev-clean",), "test": ("test-clean",)}
+
+# A zero-shot prompt: shorter ones say too little of a voice, longer ones leave no room for the sentence.
+SHORTEST_PROMPT, LONGEST_PROMPT = 1.0, 12.0
+
+# Suffixes that ESPnet's `sound` reads and that keep 16 bits.
+_KEPT_SUFFIXES = (".wav", ".flac")
+
+
+class DataError(ValueError):
+    """A data folder or corpus cannot be used; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One utterance of a folder: its audio file, text and speaker."""
+
+    path: str
+    text: str
+    speaker: str
+
+
+def read_table(path: str | os.PathLike) -> dict[str, str]:
+    """Read a file of `id value` lines.
+
+    Raises:
+        DataError: it is missing, empty, not UTF-8, or has an id twice or without a value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; run the data stage first (--stage 1)")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text") from error
+    table: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        key, _, value = line.strip().partition(" ")
+        if not value.strip():
+            raise DataError(f"{path}:{number}: {key} has nothing behind it")
+        if key in table:
+            raise DataError(f"{path}:{number}: {key} is there twice")
+        table[key] = value.strip()
+    if not table:
+        raise DataError(f"{path}: is empty; the corpus gave no utterances, or the file was cut off")
+    return table
+
+
+def write_table(path: str | os.PathLike, table: Mapping[str, object]) -> None:
+    """Write `id value` lines in the order of bytes, as Kaldi's tools want them, atomically."""
+    with atomic_path(path) as temporary:
+        lines = (f"{key} {table[key]}\n" for key in sorted(table, key=os.fsencode))
+        temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def write_folder(folder: str | os.PathLike, entries: Mapping[str, Entry]) -> None:
+    """Write a data folder.
+
+    Args:
+        folder: Made if missing; its files are replaced.
+        entries: By utterance id, which must begin with the speaker's name.
+
+    Raises:
+        DataError: no entries.
+    """
+    folder = Path(folder)
+    if not entries:
+        raise DataError(f"{folder}: no utterances to write")
+    speakers: dict[str, list[str]] = {}
+    for key in sorted(entries, key=os.fsencode):
+        speakers.setdefault(entries[key].speaker, []).append(key)
+    write_table(folder / "wav.scp", {key: entry.path for key, entry in entries.items()})
+    write_table(folder / "text", {key: entry.text for key, entry in entries.items()})
+    write_table(folder / "utt2spk", {key: entry.speaker for key, entry in entries.items()})
+    write_table(folder / "spk2utt", {speaker: " ".join(keys) for speaker, keys in speakers.items()})
+
+
+def read_folder(folder: str | os.PathLike) -> dict[str, Entry]:
+    """Read a data folder.
+
+    Raises:
+        DataError: a file is missing or broken, or the files speak of different utterances.
+    """
+    folder = Path(folder)
+    if (folder / "segments").exists():
+        raise DataError(f"{folder}/segments: not supported without Kaldi's tools; cut the recordings into utterances")
+    paths, texts, speakers = (read_table(folder / name) for name in ("wav.scp", "text", "utt2spk"))
+    for name, table in (("text", texts), ("utt2spk", speakers)):
+        for one, other, missing in (("wav.scp", name, paths.keys() - table), (name, "wav.scp", table.keys() - paths)):
+            if missing:
+                raise DataError(f"{folder}: {min(missing)} is in {one} but not in {other}")
+    return {key: Entry(path, texts[key], speakers[key]) for key, path in paths.items()}
+
+
+def prepare_mini(data: str | os.PathLike, sizes: Mapping[str, int], *, speakers: int, corpus: Path) -> None:
+    """Synthesise the mini corpus and write its folders: DATA/train, DATA/valid and DATA/test.
+
+    Raises:
+        ValueError: the corpus folder holds another set, or sizes that make none.
+        ImportError: espeak-ng's library is missing.
+    """
+    from wavcube_plugins.minidata import make_mini, read_mini
+
+    make_mini(corpus, "read", sizes, speakers=speakers)
+    for split, count in sizes.items():
+        entries = {}
+        for record in read_mini(corpus, split)[:count]:
+            path = os.fspath((corpus / record["path"]).absolute())
+            entries[f"{record['speaker']}-{record['id']}"] = Entry(path, record["text"], record["speaker"])
+        write_folder(Path(data) / split, entries)
+
+
+def prepare_libritts(root: str | os.PathLike, data: str | os.PathLike, sets: Mapping[str, Sequence[str]]) -> None:
+    """Write folders from LibriTTS as it is unpacked, with its normalised texts.
+
+    Args:
+        root: The folder with `train-clean-100` and so on in it, or the one above.
+        data: Where the folders go.
+        sets: The parts that make each of them.
+
+    Raises:
+        DataError: the corpus or a part of it is missing, or has no utterances.
+    """
+    root = _corpus_root(root, "LibriTTS", sets)
+    for name, parts in sets.items():
+        entries = {}
+        for part in parts:
+            files = sorted((root / part).glob("*/*/*.wav"))
+            for path in tqdm(files, desc=f"LibriTTS {part}", unit="utt", disable=None):
+                text = path.with_suffix(".normalized.txt")
+                if not text.is_file():
+                    raise DataError(f"{text}: missing beside {path.name}; unpack LibriTTS {part} again")
+                words = " ".join(text.read_text(encoding="utf-8").split())
+                if words:
+                    # 1034_121119_000001_000001: speaker, chapter, paragraph, sentence.
+                    # Hyphens, because Kaldi wants ids and speakers in one order, and digits sort behind them.
+                    key = path.stem.replace("_", "-")
+                    entries[key] = Entry(os.fspath(path), words, key.split("-")[0])
+        if not entries:
+            raise DataError(f"{root}: no utterances in {', '.join(parts)} (expected SPEAKER/CHAPTER/*.wav)")
+        write_folder(Path(data) / name, entries)
+
+
+def prepare_librispeech(root: str | os.PathLike, data: str | os.PathLike, sets: Mapping[str, Sequence[str]]) -> None:
+    """Write folders from LibriSpeech as it is unpacked; arguments and errors as in `prepare_libritts`."""
+    root = _corpus_root(root, "LibriSpeech", sets)
+    for name, parts in sets.items():
+        entries = {}
+        for part in parts:
+            lists = sorted((root / part).glob("*/*/*.trans.txt"))
+            for path in tqdm(lists, desc=f"LibriSpeech {part}", unit="chapter", disable=None):
+                for key, words in read_table(path).items():
+                    entries[key] = Entry(os.fspath(path.with_name(f"{key}.flac")), words, key.split("-")[0])
+        if not entries:
+            raise DataError(f"{root}: no utterances in {', '.join(parts)} (expected SPEAKER/CHAPTER/*.trans.txt)")
+        write_folder(Path(data) / name, entries)
+
+
+def make_prompts(
+    folder: str | os.PathLike,
+    *,
+    given: str | os.PathLike | None = None,
+    source: str | os.PathLike | None = None,
+    fs: int = 16000,
+    shortest: float = SHORTEST_PROMPT,
+    longest: float = LONGEST_PROMPT,
+) -> None:
+    """Give every utterance of a folder a prompt for zero-shot TTS: `prompt.scp` and `prompt_text` beside the others.
+
+    Args:
+        folder: A formatted data folder.
+        given: A folder whose `prompt.scp` and `prompt_text` are taken, if it has them; their recordings may have any
+            rate. Where there are none, the prompt is another utterance by the same speaker; that choice depends on the
+            folders alone.
+        source: Data folder that prompts are chosen from; None is the folder itself.
+        fs: Sample rate of the prompts in Hz.
+        shortest: Seconds a prompt must have at least.
+        longest: And at most.
+
+    Raises:
+        DataError: an utterance for which there is none, or a given one that cannot be used.
+    """
+    folder = Path(folder)
+    entries = read_folder(folder)
+    if given is not None and (Path(given) / "prompt.scp").is_file():
+        paths, texts = (read_table(Path(given) / name) for name in ("prompt.scp", "prompt_text"))
+        _check_prompts(Path(given), entries, paths, texts, shortest, longest)
+        chosen = {key: (paths[key], texts[key]) for key in entries}
+    else:
+        chosen = _choose_prompts(folder, entries, source, shortest, longest)
+    paths = {key: _to_rate(path, folder / "prompt" / f"{key}.flac", fs)[0] for key, (path, _) in chosen.items()}
+    write_table(folder / "prompt.scp", paths)
+    write_table(folder / "prompt_text", {key: text for key, (_, text) in chosen.items()})
+
+
+def _choose_prompts(
+    folder: Path, entries: Mapping[str, Entry], source: str | os.PathLike | None, shortest: float, longest: float
+) -> dict[str, tuple[str, str]]:
+    offered = entries if source is None else read_folder(source)
+    by_speaker: dict[str, list[str]] = {}
+    for key in sorted(offered, key=os.fsencode):
+        if shortest <= _info(offered[key].path).seconds <= longest:
+            by_speaker.setdefault(offered[key].speaker, []).append(key)
+    chosen = {}
+    for key in sorted(entries, key=os.fsencode):
+        own = [other for other in by_speaker.get(entries[key].speaker, []) if other != key]
+        if not own:
+            raise DataError(
+                f"{source or folder}: no prompt for {key}: speaker {entries[key].speaker} has no other utterance of "
+                f"{shortest:g} to {longest:g} s"
+            )
+        later = [other for other in own if os.fsencode(other) > os.fsencode(key)]
+        prompt = offered[later[0] if later else own[0]]
+        chosen[key] = prompt.path, prompt.text
+    return chosen
+
+
+def _check_prompts(
+    folder: Path,
+    keys: Iterable[str],
+    paths: Mapping[str, str],
+    texts: Mapping[str, str],
+    shortest: float,
+    longest: float,
+) -> None:
+    for key in keys:
+        for name, table in (("prompt.scp", paths), ("prompt_text", texts)):
+            if key not in table:
+                raise DataError(f"{folder}/{name}: {key} is missing; a prompt needs a recording and its transcript")
+        seconds = _info(paths[key]).seconds
+        if not shortest <= seconds <= longest:
+            how = "short" if seconds < shortest else "long"
+            raise DataError(
+                f"{paths[key]}: the prompt of {key} is too {how}, {seconds:.2f} s; {shortest:g} to {longest:g} s can "
+                "be used"
+            )
+
+
+def format_folder(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    *,
+    fs: int,
+    shortest: float | None = None,
+    longest: float | None = None,
+    workers: int = 4,
+) -> None:
+    """Copy a data folder for training: every recording mono at one sample rate, with `utt2num_samples`.
+
+    Files that are so already stay where they are; the others are written as FLAC into TARGET/audio. What a stopped run
+    has written is kept.
+
+    Args:
+        source: A data folder.
+        target: The folder to write.
+        fs: Sample rate in Hz.
+        shortest: Leave out what is shorter, in seconds; None leaves nothing out.
+        longest: Leave out what is longer.
+        workers: Threads.
+
+    Raises:
+        DataError: nothing is left.
+        AudioError: a recording that cannot be read.
+    """
+    from wavcube_plugins.audio import AudioWarning
+
+    source, target = Path(source), Path(target)
+    entries = read_folder(source)
+    jobs = {key: entry.path for key, entry in entries.items()}
+    for key, path in jobs.items():
+        if path.endswith("|"):
+            raise DataError(f"{source}/wav.scp: {key} is a pipe, which needs Kaldi's tools; name an audio file")
+
+    def convert(item: tuple[str, str]) -> tuple[str, str, int]:
+        key, path = item
+        return (key, *_to_rate(path, target / "audio" / f"{key}.flac", fs))
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+        warnings.simplefilter("ignore", AudioWarning)  # several channels are mixed, as format_wav_scp.sh does not warn
+        progress = tqdm(
+            pool.map(convert, jobs.items()), total=len(jobs), desc=f"format {source.name}", unit="utt", disable=None
+        )
+        done = {key: (path, samples) for key, path, samples in progress}
+    kept = {}
+    for key, entry in entries.items():
+        seconds = done[key][1] / fs
+        if (shortest is None or seconds > shortest) and (longest is None or seconds < longest):
+            kept[key] = Entry(done[key][0], entry.text, entry.speaker)
+    if not kept:
+        raise DataError(
+            f"{source}: no utterance lasts between {shortest} and {longest} s (--min_wav_duration, --max_wav_duration)"
+        )
+    write_folder(target, kept)
+    write_table(target / "utt2num_samples", {key: done[key][1] for key in kept})
+    if len(kept) < len(entries):
+        print(f"{source}: {len(entries) - len(kept)} of {len(entries)} utterances left out for their length")
+
+
+def check_folder(
+    folder: str | os.PathLike,
+    *,
+    token_list: str | os.PathLike | None = None,
+    token_type: str = "char",
+    fs: int | None = None,
+) -> None:
+    """Check what a later stage would stumble over, or silently get wrong.
+
+    Args:
+        folder: A formatted data folder; the texts of prompts are checked too, where there are any.
+        token_list: Tokens of the model; with `token_type` char every character must be among them, since ESPnet turns
+            others into `<unk>` without a word.
+        token_type: As ESPnet has it; other types than char are not checked.
+        fs: The sample rate that every recording must have.
+
+    Raises:
+        DataError: the first thing that is wrong.
+        AudioError: a recording that cannot be read.
+    """
+    folder = Path(folder)
+    entries = read_folder(folder)
+    if fs is not None:
+        for key, entry in entries.items():
+            rate = _info(entry.path).sample_rate
+            if rate != fs:
+                raise DataError(f"{entry.path}: {key} has {rate} Hz, the model takes {fs} Hz; run --stage 2 again")
+    if token_list is None or token_type != "char":
+        return
+    known = _read_tokens(token_list)
+    texts = {"text": {key: entry.text for key, entry in entries.items()}}
+    if (folder / "prompt_text").is_file():
+        texts["prompt_text"] = read_table(folder / "prompt_text")
+    for name, table in texts.items():
+        for key, text in table.items():
+            unknown = sorted({letter for letter in text if ("<space>" if letter == " " else letter) not in known})
+            if unknown:
+                letters = " ".join(map(repr, unknown[:5]))
+                raise DataError(
+                    f"{folder}/{name}: {key} has characters that the model was not trained on, {letters} (token list "
+                    f"{token_list}); write the text with those of the training set"
+                )
+
+
+def split_keys(folder: str | os.PathLike, parts: int, lists: Mapping[str, str | os.PathLike]) -> int:
+    """Split lists of `id value` lines into FOLDER/NAME.1.scp and so on, for parallel jobs that need a part of each.
+
+    Args:
+        folder: Where the parts go.
+        parts: How many are wanted.
+        lists: The files, by the name of their parts.
+
+    Returns:
+        How many parts each list has now: never more than the shortest list has lines.
+
+    Raises:
+        DataError: a list is missing or empty.
+    """
+    tables = {name: list(read_table(path).items()) for name, path in lists.items()}
+    parts = min(parts, *(len(table) for table in tables.values()))
+    for name, table in tables.items():
+        for part in range(parts):
+            share = table[part * len(table) // parts : (part + 1) * len(table) // parts]
+            write_table(Path(folder) / f"{name}.{part + 1}.scp", dict(share))
+    return parts
+
+
+def error_rate(references: Iterable[Sequence], hypotheses: Iterable[Sequence]) -> tuple[float, int]:
+    """Return the edit distance of sequences, summed, in percent of the references' length, and that length."""
+    errors = total = 0
+    for reference, hypothesis in zip(references, hypotheses, strict=True):
+        errors += edit_distance(reference, hypothesis)
+        total += len(reference)
+    return 100 * errors / max(total, 1), total
+
+
+def edit_distance(reference: Sequence, hypothesis: Sequence) -> int:
+    """Return the least number of insertions, deletions and substitutions from one sequence to the other."""
+    row = list(range(len(hypothesis) + 1))
+    for i, wanted in enumerate(reference, 1):
+        diagonal, row[0] = row[0], i
+        for j, found in enumerate(hypothesis, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (wanted != found))
+    return row[-1]
+
+
+def score_text(reference: str | os.PathLike, hypothesis: str | os.PathLike) -> dict[str, float]:
+    """Score recognised texts, as files of `id text` lines.
+
+    Returns:
+        `wer` and `cer` in percent, characters without spaces; `utterances`, and `missing`, those without a result,
+        which count as wrong as a whole.
+
+    Raises:
+        DataError: a file is missing, or nothing of the reference was recognised.
+    """
+    wanted, found = read_table(reference), _read_results(hypothesis)
+    if not wanted.keys() & found:
+        raise DataError(f"{hypothesis}: has none of the utterances of {reference}")
+    pairs = [(text, found.get(key, "")) for key, text in wanted.items()]
+    wer, _ = error_rate((a.split() for a, _ in pairs), (b.split() for _, b in pairs))
+    cer, _ = error_rate((a.replace(" ", "") for a, _ in pairs), (b.replace(" ", "") for _, b in pairs))
+    return {"wer": wer, "cer": cer, "utterances": len(wanted), "missing": len(wanted.keys() - found)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; see the module's description."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, ImportError, OSError) as error:
+        if isinstance(error, OSError) and not isinstance(error, ValueError):
+            error = f"{error.filename or arguments.command}: {(error.strerror or str(error)).lower()}"
+        print(f"data {arguments.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    return OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run, summary: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        command.set_defaults(run=run)
+        return command
+
+    command = add("mini", _run_mini, "a small corpus synthesised by espeak-ng, offline")
+    command.add_argument("data", type=Path, help="folder for train, valid and test")
+    command.add_argument("--corpus", type=Path, help="where the audio goes; default: DATA/mini_corpus")
+    for name, count in (("train", 200), ("valid", 20), ("test", 20)):
+        command.add_argument(f"--{name}", type=int, default=count, help="utterances (default: %(default)s)")
+    command.add_argument("--speakers", type=int, default=12, help="speakers (default: %(default)s)")
+
+    for name, run, sets in (
+        ("libritts", prepare_libritts, LIBRITTS),
+        ("librispeech", prepare_librispeech, LIBRISPEECH),
+    ):
+        command = add(
+            name,
+            lambda arguments, run=run: run(arguments.corpus, arguments.data, _sets(arguments)),
+            f"{name}, unpacked",
+        )
+        command.add_argument("corpus", type=Path, help="folder of the corpus")
+        command.add_argument("data", type=Path, help="folder for train, valid and test")
+        for split, parts in sets.items():
+            command.add_argument(f"--{split}", default=" ".join(parts), help="parts (default: %(default)s)")
+
+    def add_check(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--token_list", type=Path, help="tokens that the text may have")
+        command.add_argument("--token_type", default="char", help="default: %(default)s; others are not checked")
+
+    command = add("prompts", _run_prompts, "a prompt by the same speaker for every utterance")
+    command.add_argument("folder", type=Path)
+    command.add_argument("--given", type=Path, help="folder whose prompt.scp and prompt_text are taken, if it has them")
+    command.add_argument("--source", type=Path, help="data folder to choose from else; default: the folder itself")
+    command.add_argument("--fs", default="16000", help="sample rate of the prompts (default: %(default)s)")
+    command.add_argument("--shortest", type=float, default=SHORTEST_PROMPT, help="seconds (default: %(default)g)")
+    command.add_argument("--longest", type=float, default=LONGEST_PROMPT, help="seconds (default: %(default)g)")
+    add_check(command)
+
+    command = add("format", _run_format, "every recording mono at one sample rate: SOURCE/SET -> TARGET/SET")
+    command.add_argument("source", type=Path)
+    command.add_argument("target", type=Path)
+    command.add_argument("sets", nargs="+", metavar="SET")
+    command.add_argument("--fs", required=True, help="sample rate, 16000 or 16k")
+    command.add_argument("--min_wav_duration", type=float, help="leave out what is shorter, in seconds")
+    command.add_argument("--max_wav_duration", type=float, help="leave out what is longer, in seconds")
+    command.add_argument("--nj", type=int, default=4, help="threads (default: %(default)s)")
+
+    command = add("check", _run_check, "everything that a later stage needs is there")
+    command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    add_check(command)
+    command.add_argument("--fs", help="sample rate that recordings must have")
+
+    command = add("split", _run_split, "lists in several parts, for parallel jobs; prints how many")
+    command.add_argument("folder", type=Path)
+    command.add_argument("parts", type=int)
+    command.add_argument("lists", nargs="+", metavar="NAME=FILE", help="parts are FOLDER/NAME.1.scp and so on")
+
+    command = add("score", _run_score, "word and character error rate of recognised text")
+    command.add_argument("reference", type=Path)
+    command.add_argument("hypothesis", type=Path)
+    return parser
+
+
+def _run_mini(arguments: argparse.Namespace) -> None:
+    sizes = {name: getattr(arguments, name) for name in ("train", "valid", "test")}
+    corpus = arguments.corpus or arguments.data / "mini_corpus"
+    prepare_mini(arguments.data, sizes, speakers=arguments.speakers, corpus=corpus)
+
+
+def _run_prompts(arguments: argparse.Namespace) -> None:
+    make_prompts(
+        arguments.folder,
+        given=arguments.given,
+        source=arguments.source,
+        fs=_rate(arguments.fs),
+        shortest=arguments.shortest,
+        longest=arguments.longest,
+    )
+    check_folder(arguments.folder, token_list=arguments.token_list, token_type=arguments.token_type)
+
+
+def _run_format(arguments: argparse.Namespace) -> None:
+    for name in arguments.sets:
+        format_folder(
+            arguments.source / name,
+            arguments.target / name,
+            fs=_rate(arguments.fs),
+            shortest=arguments.min_wav_duration,
+            longest=arguments.max_wav_duration,
+            workers=arguments.nj,
+        )
+
+
+def _run_check(arguments: argparse.Namespace) -> None:
+    for folder in arguments.folders:
+        check_folder(
+            folder,
+            token_list=arguments.token_list,
+            token_type=arguments.token_type,
+            fs=None if arguments.fs is None else _rate(arguments.fs),
+        )
+
+
+def _run_split(arguments: argparse.Namespace) -> None:
+    lists = dict(item.split("=", 1) for item in arguments.lists)
+    print(split_keys(arguments.folder, arguments.parts, lists))
+
+
+def _run_score(arguments: argparse.Namespace) -> None:
+    scores = score_text(arguments.reference, arguments.hypothesis)
+    missing = f", {scores['missing']} without a result" if scores["missing"] else ""
+    print(f"WER {scores['wer']:.1f} %  CER {scores['cer']:.1f} %  ({scores['utterances']} utterances{missing})")
+
+
+def _sets(arguments: argparse.Namespace) -> dict[str, list[str]]:
+    return {name: getattr(arguments, name).split() for name in ("train", "valid", "test")}
+
+
+def _corpus_root(root: str | os.PathLike, name: str, sets: Mapping[str, Sequence[str]]) -> Path:
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; say in db.sh where {name} is unpacked")
+    wanted = [part for parts in sets.values() for part in parts]
+    if not (root / wanted[0]).is_dir() and (root / name).is_dir():
+        root = root / name
+    missing = [part for part in wanted if not (root / part).is_dir()]
+    if missing:
+        raise DataError(f"{root}: no folder {missing[0]} in it; unpack {name}'s {' '.join(missing)} there")
+    return root
+
+
+def _rate(text: str) -> int:
+    from wavcube_plugins.espnet.held import parse_rate
+
+    return parse_rate(text)
+
+
+def _info(path: str):
+    # Imported on first use, like all that brings torch: commands that only read lists start in no time without.
+    from wavcube_plugins.audio import read_info
+
+    return read_info(path)
+
+
+def _to_rate(path: str, target: Path, fs: int) -> tuple[str, int]:
+    """Return a file's path and length at a rate, converted unless it is so already or was before."""
+    from wavcube_plugins.audio import read_audio, write_audio
+
+    info = _info(path)
+    if info.sample_rate == fs and info.num_channels == 1 and Path(path).suffix.lower() in _KEPT_SUFFIXES:
+        return os.fspath(Path(path).absolute()), info.num_frames
+    if not target.is_file():
+        write_audio(target, read_audio(path, fs), fs)
+    return os.fspath(target.absolute()), _info(os.fspath(target)).num_frames
+
+
+def _read_tokens(path: str | os.PathLike) -> set[str]:
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such token list; run --stage 4 first")
+    tokens = {line.rstrip("\n") for line in path.open(encoding="utf-8")}
+    if not tokens:
+        raise DataError(f"{path}: the token list is empty; remove it and run --stage 4 again")
+    return tokens
+
+
+def _read_results(path: str | os.PathLike) -> dict[str, str]:
+    """Read recognised texts, of which one may be empty."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; run the decoding stage first")
+    lines = (line.strip().partition(" ") for line in path.open(encoding="utf-8") if line.strip())
+    return {key: text.strip() for key, _, text in lines}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
