@@ -213,6 +213,88 @@ class WavCubeConfig:
         return _from_dict(cls, values, "")
 
 
+@dataclass(frozen=True)
+class FlowConfig:
+    """Sizes and objective of the flow-matching TTS model; the defaults are those of F5-TTS v1, as in the paper.
+
+    Args:
+        dim: Channels of the transformer.
+        num_layers: Transformer layers.
+        num_heads: Attention heads.
+        ffn_factor: Hidden channels of the feed-forward blocks, as a multiple of `dim`.
+        dropout: Behind attention and inside the feed-forward blocks while training.
+        text_dim: Channels of the text encoder.
+        text_layers: Its ConvNeXt-V2 blocks.
+        text_kernel: Their kernel, in tokens; odd.
+        text_factor: Their hidden channels, as a multiple of `text_dim`.
+        time_dim: Width of the sinusoid that encodes the time of the flow.
+        pos_conv_kernel: Kernel of the convolutional position embedding, in frames; odd.
+        pos_conv_groups: Its groups.
+        rope_base: Base of the rotary embedding's wavelengths.
+        span: Least and largest part of an utterance that is hidden and to be filled in.
+        audio_drop: Probability that a training batch sees no audio condition.
+        both_drop: Probability that it sees neither audio nor text.
+        ema_decay: Decay of the moving average of the weights, per optimiser step.
+    """
+
+    dim: int = 1024
+    num_layers: int = 22
+    num_heads: int = 16
+    ffn_factor: int = 2
+    dropout: float = 0.1
+    text_dim: int = 512
+    text_layers: int = 4
+    text_kernel: int = 7
+    text_factor: int = 2
+    time_dim: int = 256
+    pos_conv_kernel: int = 31
+    pos_conv_groups: int = 16
+    rope_base: float = 10000.0
+    span: tuple[float, float] = (0.7, 1.0)
+    audio_drop: float = 0.3
+    both_drop: float = 0.2
+    ema_decay: float = 0.9999
+
+    def __post_init__(self):
+        _check_divides("dim", self.dim, "num_heads", self.num_heads)
+        _check_divides("dim", self.dim, "pos_conv_groups", self.pos_conv_groups)
+        _check_divides("dim / num_heads", self.dim // self.num_heads, "2, for the rotary embedding", 2)
+        _check_divides("text_dim", self.text_dim, "2, for its sinusoids", 2)
+        _check_divides("time_dim", self.time_dim, "2, for its sinusoids", 2)
+        for name in ("text_kernel", "pos_conv_kernel"):
+            if getattr(self, name) % 2 == 0:
+                raise ValueError(f"{name} must be odd, got {getattr(self, name)}")
+        if len(self.span) != 2 or not 0 < self.span[0] <= self.span[1] <= 1:
+            raise ValueError(f"span must be two parts of the whole, 0 < least <= largest <= 1, got {self.span}")
+        for name in ("dropout", "audio_drop", "both_drop", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in 0 … 1, got {getattr(self, name)}")
+
+    @classmethod
+    def preset(cls, name: str) -> FlowConfig:
+        """Return the sizes of a named TTS model: `base`, `small` or `tiny`.
+
+        Raises:
+            ValueError: no preset has that name.
+        """
+        if name not in FLOW_PRESETS:
+            raise ValueError(f"unknown TTS preset {name!r}; choose one of {', '.join(FLOW_PRESETS)}")
+        return FLOW_PRESETS[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain numbers and lists, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> FlowConfig:
+        """Build a configuration from what `to_dict` returned; what is absent keeps its default.
+
+        Raises:
+            ValueError: an unknown or misspelt name, or a value of the wrong kind.
+        """
+        return _from_dict(cls, values, "")
+
+
 def _check_choice(name: str, value: Any, choices: tuple) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
@@ -320,5 +402,16 @@ PRESETS = {
             vocoder_heads=4,
             vocoder_ffn_dim=64,
         ),
+    ),
+}
+
+FLOW_PRESETS = {
+    # About 337 million parameters, the paper's.
+    "base": FlowConfig(),
+    # About 159 million.
+    "small": FlowConfig(dim=768, num_layers=18, num_heads=12),
+    # For nano's latent, on a laptop; about three million. So few weights need no dropout.
+    "tiny": FlowConfig(
+        dim=192, num_layers=6, num_heads=3, dropout=0.0, text_dim=128, text_layers=2, time_dim=128, ema_decay=0.999
     ),
 }
