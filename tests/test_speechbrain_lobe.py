@@ -716,7 +716,7 @@ def test_speechbrain_is_still_speechbrain():
     import wavcube_plugins.speechbrain as ours
 
     assert sb is not ours and Path(sb.__file__).parent != Path(ours.__file__).parent and hasattr(sb, "Brain")
-    assert dir(ours) == ["WavCube", "WavCubeCodec", "WeightedSum"]
+    assert dir(ours) == ["OnWavCube", "WavCube", "WavCubeCodec", "WeightedSum"]
     with pytest.raises(AttributeError, match="no attribute 'Brain'"):
         ours.Brain  # noqa: B018
 

@@ -11,12 +11,13 @@ from importlib import import_module
 from importlib.util import find_spec
 
 _PUBLIC = {
+    "OnWavCube": "wavcube_plugins.speechbrain.heads",
     "WavCube": "wavcube_plugins.speechbrain.lobe",
     "WavCubeCodec": "wavcube_plugins.speechbrain.inference",
     "WeightedSum": "wavcube_plugins.speechbrain.weighted_sum",
 }
 
-__all__ = ["WavCube", "WavCubeCodec", "WeightedSum"]
+__all__ = ["OnWavCube", "WavCube", "WavCubeCodec", "WeightedSum"]
 
 if find_spec("speechbrain") is None:
     raise ImportError("wavcube_plugins.speechbrain needs SpeechBrain: pip install 'wavcube-plugins[speechbrain]'")

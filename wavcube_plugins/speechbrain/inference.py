@@ -12,8 +12,9 @@ from speechbrain.inference.interfaces import Pretrained
 from speechbrain.utils.fetching import FetchConfig, FetchSource
 from torch import Tensor
 
-from wavcube_plugins.audio import AudioError, check_suffix, read_audio, read_info, write_audio
+from wavcube_plugins.audio import check_suffix, write_audio
 from wavcube_plugins.speechbrain.lobe import WavCube
+from wavcube_plugins.speechbrain.speech import read_speech
 
 HPARAMS_NAME = "hyperparams.yaml"
 
@@ -168,10 +169,4 @@ class WavCubeCodec(Pretrained):
         return self.reconstruct_batch(wavs, wav_lens)
 
     def _read(self, path: str | os.PathLike, resample: bool) -> Tensor:
-        rate = read_info(path).sample_rate
-        if rate != self.sample_rate and not resample:
-            raise AudioError(
-                f"{path}: has a sample rate of {rate} Hz, but the model takes {self.sample_rate} Hz; "
-                "resample=True converts it"
-            )
-        return read_audio(path, self.sample_rate)
+        return read_speech(path, self.sample_rate, resample=resample)
