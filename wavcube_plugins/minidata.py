@@ -190,6 +190,7 @@ def make_speakers(count: int, seed: int, group: str) -> list[MiniSpeaker]:
 class _Studio:
     def __init__(self, synthesiser: Synthesiser, task: str, speakers: int, seed: int):
         self.synthesiser, self.task, self.seed = synthesiser, task, seed
+        self.counts: dict[str, int] = {}  # phones of words
         self.speakers = {split: make_speakers(speakers, seed, "spk") for split in SPLITS}
         if task == "verification":
             self.speakers |= {
@@ -233,8 +234,35 @@ class _Studio:
                 for one in segments
             ]
 
-        words = [[label.lower().strip(".,?!"), start, stop] for label, start, stop in scaled(speech.words)]
-        return samples, {"text": text, "phones": scaled(speech.phones), "words": words}
+        phones = scaled(speech.phones)
+        words = [(label.lower().strip(".,?!"), start, stop) for label, start, stop in scaled(speech.words)]
+        return samples, {"text": text, "phones": phones, "words": self._separated(words, phones, text.split())}
+
+    def _separated(self, words: list[tuple], phones: list[list], wanted: list[str]) -> list[list]:
+        """Return every word by itself: espeak-ng marks a pair such as "in the" once, under the first one's name."""
+        separated: list[list] = []
+        position = 0
+        for index, (_, start, end) in enumerate(words):
+            stop = position + 1
+            following = words[index + 1][0] if index + 1 < len(words) else None
+            while stop < len(wanted) and wanted[stop] != following:
+                stop += 1
+            group, position = wanted[position:stop], stop
+            inside = [phone for phone in phones if start <= (phone[1] + phone[2]) / 2 < end]
+            # From the back, since what is marked once is a short word before its article.
+            edges = [end]
+            for left, word in zip(range(len(group) - 1, 0, -1), reversed(group[1:]), strict=True):
+                taken = min(self._count(word), len(inside) - left)
+                edges.append(inside[-taken][1])
+                inside = inside[:-taken]
+            edges = [start, *reversed(edges)]
+            separated += [[word, edges[place], edges[place + 1]] for place, word in enumerate(group)]
+        return separated
+
+    def _count(self, word: str) -> int:
+        if word not in self.counts:
+            self.counts[word] = len(self.synthesiser.pronounce(word))
+        return self.counts[word]
 
     def _say_one(self, draw, speaker: MiniSpeaker, generator: random.Random) -> tuple[np.ndarray, dict]:
         # A few accents have a sound in a few words that the phone set does not name.
