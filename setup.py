@@ -50,7 +50,7 @@ setup(
     package_data={
         "wavcube_plugins": ["version.txt", "assets/**/*"],
         "wavcube_plugins.s3prl": ["*.pth"],
-        "wavcube_plugins.s3prl.upstream_folder": ["*.md", "requirements.txt"],
+        "wavcube_plugins.s3prl.upstream_folder": ["*.md", "requirements.txt", "superb/*.yaml"],
     },
     install_requires=[
         "torch>=2.6",

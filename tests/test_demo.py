@@ -22,6 +22,7 @@ from wavcube_plugins.demo import __main__ as demo
 from wavcube_plugins.demo import make_speech, report, superb
 from wavcube_plugins.demo.speech import FOLDER, Utterance, bundled_speech, split
 from wavcube_plugins.evaluation import Comparison
+from wavcube_plugins.s3prl.superb import workspace as copies
 from wavcube_plugins.synthesis import PHONES, Synthesiser
 
 
@@ -100,7 +101,7 @@ def test_s3prl_is_copied_unmodified(workspace):
     assert not different and not missing
     copied = {path.relative_to(workspace / "s3prl") for path in (workspace / "s3prl").rglob("*.py")}
     added = copied - set(files)
-    assert added <= {Path("downstream/ctc/corpus/libriphone.py")}
+    assert added <= {Path("downstream/ctc/corpus") / name for name in copies.CORPUS_MODULES}
 
 
 def test_a_clones_experiments_and_own_corpora_stay_as_they_are(tmp_path):
@@ -108,9 +109,9 @@ def test_a_clones_experiments_and_own_corpora_stay_as_they_are(tmp_path):
     for name in ("run_downstream.py", "result/exp/big.ckpt", "data/a.py", "downstream/ctc/corpus/libriphone.py"):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         (clone / name).write_text(name)
-    superb._copy_s3prl(clone, tmp_path / "copy")
+    copies.copy_s3prl(clone, tmp_path / "copy")
     copied = {path.relative_to(tmp_path / "copy").as_posix() for path in (tmp_path / "copy").rglob("*.*")}
-    assert copied == {"run_downstream.py", "downstream/ctc/corpus/libriphone.py"}
+    assert copied == {"run_downstream.py", "downstream/ctc/corpus/libriphone.py", "downstream/ctc/corpus/snips.py"}
     assert (tmp_path / "copy/downstream/ctc/corpus/libriphone.py").read_text() == "downstream/ctc/corpus/libriphone.py"
 
 
@@ -312,7 +313,7 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path, capsys):
 
 
 def test_without_s3prl_the_demo_says_how_to_install_it(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(superb.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(copies.importlib.util, "find_spec", lambda name: None)
     assert demo.main(["--out", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err == (
         "python -m wavcube_plugins.demo: error: the demo's tasks need s3prl: pip install 'wavcube-plugins[s3prl]'\n"

@@ -278,6 +278,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--json", action="store_true", help="print JSON")
 
+    from wavcube_plugins.s3prl.superb.command import EXAMPLE, add_subcommands
+
+    command = add(
+        "superb",
+        _run_superb,
+        "SUPERB and SUPERB-SG through s3prl: plan, prepare, run, tune, collect, score",
+        "Run tasks of SUPERB and SUPERB-SG with s3prl's own runner on any of its upstreams. A bench file says what:\n\n"
+        + textwrap.indent(EXAMPLE, "  "),
+        "wavcube superb plan bench.yaml            # the exact command lines\n"
+        "wavcube superb prepare bench.yaml         # checks the corpora, makes lists\n"
+        "wavcube superb run bench.yaml --gpus 0,1  # goes on after any stop\n"
+        "wavcube superb collect bench.yaml\n"
+        "wavcube superb mini superb_mini/          # all of it on synthesised speech, on a CPU",
+    )
+    add_subcommands(command, _Parser)
+
     command = add(
         "install-s3prl",
         _run_install_s3prl,
@@ -648,6 +664,12 @@ def _run_compare(arguments: argparse.Namespace) -> int:
     }
     _say_table(rows)
     return OK
+
+
+def _run_superb(arguments: argparse.Namespace) -> int:
+    from wavcube_plugins.s3prl.superb.command import main as run_superb
+
+    return run_superb(arguments)
 
 
 def _run_install_s3prl(arguments: argparse.Namespace) -> int:

@@ -7,13 +7,10 @@ be writable. The commands are those a user types in a clone of s3prl.
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import math
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -23,6 +20,7 @@ from pathlib import Path
 
 from wavcube_plugins.demo.speech import SAMPLE_RATE, Utterance
 from wavcube_plugins.files import atomic_path
+from wavcube_plugins.s3prl.superb import workspace
 from wavcube_plugins.synthesis import PHONES, SILENCE
 
 MISSING = "the demo's tasks need s3prl: pip install 'wavcube-plugins[s3prl]'"
@@ -189,10 +187,10 @@ def s3prl_folder() -> Path:
     Raises:
         TaskError: it is not installed.
     """
-    spec = importlib.util.find_spec("s3prl")
-    if spec is None or spec.origin is None:
-        raise TaskError(MISSING)
-    return Path(spec.origin).parent
+    try:
+        return workspace.s3prl_folder()
+    except workspace.WorkspaceError as error:
+        raise TaskError(MISSING) from error
 
 
 def check() -> None:
@@ -216,10 +214,8 @@ def prepare(folder: Path, parts: Mapping[str, Sequence[Utterance]], tasks: Seque
         parts: Utterances of train, dev and test.
         tasks: Those whose configuration to write.
     """
-    _copy_s3prl(s3prl_folder(), folder / "s3prl")
-    # Where ESPnet is installed, s3prl imports it at every start, which takes longer than the rest of a short run and
-    # asks the network for a dictionary. The two tasks need none of it.
-    _write(folder / "espnet2" / "__init__.py", ["raise ModuleNotFoundError('ESPnet is kept out of the demo')"])
+    workspace.copy_s3prl(s3prl_folder(), folder / "s3prl")
+    workspace.keep_espnet_out(folder)
     data = folder / "data"
     speakers = {name: f"id{10001 + index}" for index, name in enumerate(_speakers(parts))}
     listing, tables = [], {}
@@ -281,7 +277,7 @@ def execute(runs: Sequence[Run], folder: Path, progress: Callable[[Sequence[Run]
     """
     cores = os.cpu_count() or 1
     places = min(2, cores)
-    environment = _environment(folder, threads=max(1, cores // places))
+    environment = workspace.environment(folder, threads=max(1, cores // places))
     waiting, running = list(runs), []
     try:
         while waiting or running:
@@ -357,15 +353,7 @@ class _Process:
         return True
 
     def kill(self) -> None:
-        if self._process.poll() is not None:
-            return
-        # The whole group, for the data loaders' workers; s3prl has nothing to tidy up.
-        with contextlib.suppress(ProcessLookupError):
-            if hasattr(os, "killpg"):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            else:
-                self._process.kill()
-        self._process.wait()
+        workspace.kill_group(self._process)
 
     def _output(self) -> str:
         with open(self.run.log, "rb") as log:
@@ -418,35 +406,6 @@ def _printed(output: str, part: str, name: str) -> list[float]:
 def _last_words(output: str) -> str:
     lines = [line.strip() for line in re.split(r"[\r\n]", output) if line.strip()]
     return lines[-1] if lines else "it said nothing"
-
-
-def _environment(folder: Path, threads: int) -> dict[str, str]:
-    paths = [str(folder.resolve()), os.environ.get("PYTHONPATH", "")]
-    # Importing s3prl imports much else, some of which looks for a network, and may wait long for one: there is none.
-    nowhere = "http://127.0.0.1:9"
-    return {
-        **{name: value for name, value in os.environ.items() if name != "WAVCUBE_S3PRL_HOOK"},
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONIOENCODING": "utf-8",
-        "OMP_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
-        **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), nowhere),
-    }
-
-
-def _copy_s3prl(source: Path, target: Path) -> None:
-    def skip(folder: str, names: list[str]) -> list[str]:
-        # A clone may hold experiments and corpora of any size; code, configurations and word lists are small.
-        unwanted = {"__pycache__", ".cache", "result", "data"}
-        kept = (".py", ".yaml", ".txt", ".json", ".cfg")
-        return [name for name in names if name in unwanted or not (name.endswith(kept) or Path(folder, name).is_dir())]
-
-    shutil.copytree(source, target, ignore=skip)
-    corpus = target / "downstream" / "ctc" / "corpus" / "libriphone.py"
-    if not corpus.is_file():
-        corpus.parent.mkdir(exist_ok=True)
-        shutil.copyfile(Path(__file__).with_name("libriphone.py"), corpus)
 
 
 def _speakers(parts: Mapping[str, Sequence[Utterance]]) -> list[str]:

@@ -79,9 +79,7 @@ def install_folder(s3prl_dir: str | Path | None = None) -> str:
         raise InstallError(f"{folder}: exists and was not put there by this command; move it away first")
     text = hub.read_bytes()
     edited = _with_line(text, hub)
-    sources = [
-        path for path in sorted(_upstream_folder().iterdir()) if path.is_file() and not path.name.startswith(".")
-    ]
+    sources = [path for path in sorted(upstream_folder().iterdir()) if path.is_file() and not path.name.startswith(".")]
     # The stamp comes first and hub.py last, so that breaking off anywhere leaves s3prl working and us able to tidy up.
     _write(folder / STAMP_NAME, json.dumps({"files": [path.name for path in sources]}).encode() + b"\n")
     for path in sources:
@@ -172,7 +170,8 @@ def _unlist_hook(records: Path) -> None:
 # The folder -----------------------------------------------------------------------------------------------------------
 
 
-def _upstream_folder() -> Path:
+def upstream_folder() -> Path:
+    """Return the folder `s3prl_upstream`, as installed or in the source tree."""
     spec = find_spec("wavcube_plugins.s3prl.upstream_folder")
     if spec is not None and spec.submodule_search_locations:
         return Path(next(iter(spec.submodule_search_locations)))

@@ -35,11 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         del sys.path[0]
     script = find_script(arguments[0])
 
-    from wavcube_plugins.s3prl import hook, shims
+    from wavcube_plugins.s3prl import hook, shims, stand_ins
 
     mended = [shim.__name__ for shim in shims.ALL if shim()]
     if mended:
         print(f"wavcube: shims in use: {', '.join(mended)}", file=sys.stderr)
+    stand_ins.offer()
     hook.register()
     sys.argv = [str(script), *ranks, *arguments[1:]]
     if own_folder_first:

@@ -6,6 +6,7 @@ Each function mends one thing, does nothing where that thing is in order, and re
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import sys
@@ -15,8 +16,10 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from wavcube_plugins.audio import read_info, resample
+from wavcube_plugins.files import atomic_path
 
 
 def audio_backend() -> bool:
@@ -89,7 +92,65 @@ def hub_functions() -> bool:
     return mended
 
 
-ALL = (audio_backend, audio_files, sox_effects, hub_functions)
+def cuda_calls() -> bool:
+    """Let `tensor.cuda()` leave a tensor where it is on a machine without a GPU.
+
+    Speaker verification's code calls it whatever `--device` says.
+    """
+    if torch.cuda.is_available() or getattr(Tensor.cuda, "by_wavcube", False):
+        return False
+
+    def cuda(self, device=None, non_blocking=False, memory_format=torch.preserve_format):
+        return self
+
+    cuda.by_wavcube = True
+    Tensor.cuda = cuda
+    return True
+
+
+def loader_workers() -> bool:
+    """Start at most WAVCUBE_S3PRL_WORKERS processes per data loader, where that is set in the environment.
+
+    The configurations ask for many, and some of s3prl's tasks for twelve whatever the configuration says.
+    """
+    most = os.environ.get(WORKERS)
+    if not most or getattr(DataLoader.__init__, "by_wavcube", False):
+        return False
+    initialise = DataLoader.__init__
+
+    @functools.wraps(initialise)
+    def limited(self, *arguments, num_workers=0, **options):
+        initialise(self, *arguments, num_workers=min(num_workers, int(most)), **options)
+
+    limited.by_wavcube = True
+    DataLoader.__init__ = limited
+    return True
+
+
+def whole_checkpoints() -> bool:
+    """Let `torch.save` write under another name first, where WAVCUBE_S3PRL_WHOLE is set in the environment.
+
+    s3prl resumes from the newest checkpoint; a process killed while it saves would leave half of one.
+    """
+    if not os.environ.get(WHOLE) or getattr(torch.save, "by_wavcube", False):
+        return False
+    write = torch.save
+
+    @functools.wraps(write)
+    def save(obj, f, *arguments, **options):
+        if not isinstance(f, (str, os.PathLike)):
+            return write(obj, f, *arguments, **options)
+        with atomic_path(f) as temporary:
+            write(obj, os.fspath(temporary), *arguments, **options)
+
+    save.by_wavcube = True
+    torch.save = save
+    return True
+
+
+# Set by `wavcube superb` for its processes.
+WORKERS, WHOLE = "WAVCUBE_S3PRL_WORKERS", "WAVCUBE_S3PRL_WHOLE"
+ALL = (audio_backend, audio_files, sox_effects, hub_functions, cuda_calls, loader_workers, whole_checkpoints)
 
 
 def apply_effects_tensor(

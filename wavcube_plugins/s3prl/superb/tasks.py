@@ -1,0 +1,257 @@
+"""The tasks of SUPERB and SUPERB-SG: what s3prl calls them, what they print, and what rule makes a score of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+_NUMBER = r"(-?(?:nan|inf|[0-9.]+(?:e[+-]?\d+)?))"
+
+# The protocol's grid; only the learning rate is tuned.
+LEARNING_RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+FOLDS = tuple(f"fold{number}" for number in range(1, 6))
+TARGET_SPEAKERS = ("TEF1", "TEF2", "TEM1", "TEM2")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of a task.
+
+    Args:
+        name: Short, unique in its task.
+        title: As a table shows it, with its unit.
+        higher_is_better: Whether more is better.
+        printed: What stands before the number in s3prl's output of the evaluation; a regular expression, "" if the
+            score comes from a rule of this package.
+        scale: Factor from what is printed to what tables show.
+        digits: Decimals in tables.
+    """
+
+    name: str
+    title: str
+    higher_is_better: bool
+    printed: str = ""
+    scale: float = 1.0
+    digits: int = 2
+
+    def read(self, output: str) -> float | None:
+        """Return the last such score in an output, or None."""
+        values = numbers(self.printed, output) if self.printed else []
+        return values[-1] * self.scale if values else None
+
+    def better(self, one: float, other: float) -> bool:
+        """Return whether one value beats another; NaN beats nothing, and anything beats NaN."""
+        if one != one or other != other:
+            return one == one
+        return one > other if self.higher_is_better else one < other
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Args:
+        name: Short name, as SUPERB has it, in small letters.
+        title: In words.
+        downstream: s3prl's name, for -d.
+        corpora: Names of the corpora it needs in a bench file.
+        metrics: The first one is the task's own.
+        decides: What is compared on dev to choose a learning rate or a layer.
+        best: s3prl's name of the checkpoint that was best on dev; "" where every checkpoint is tested, or none exists.
+        split: What to evaluate, for -t.
+        learning_rate: The stock configuration's; None where nothing is trained.
+        variants: Folds or target speakers, each a training of its own; scores are averaged over them.
+        variant_key: Where in the configuration the variant goes.
+        rule: What is special about it, in words.
+        packages: Modules that s3prl's code of the task imports, beyond those that s3prl itself needs, and the packages
+            that bring them.
+        stand_ins: Of these modules, the ones the wrapper replaces where they are missing.
+    """
+
+    name: str
+    title: str
+    downstream: str
+    corpora: tuple[str, ...]
+    metrics: tuple[Metric, ...]
+    decides: Metric
+    best: str = "dev-best.ckpt"
+    split: str = "test"
+    learning_rate: float | None = 1e-4
+    variants: tuple[str, ...] = ("",)
+    variant_key: str = ""
+    rule: str = ""
+    packages: Mapping[str, str] = field(default_factory=dict)
+    stand_ins: tuple[str, ...] = ()
+
+    @property
+    def config_name(self) -> str:
+        """The file with its stock configuration."""
+        return f"{self.name}.yaml"
+
+    @property
+    def trained(self) -> bool:
+        return self.learning_rate is not None
+
+
+def numbers(before: str, output: str) -> list[float]:
+    """Return the numbers that follow a regular expression, in order; s3prl prints over its own progress bars."""
+    return [float(value) for value in re.findall(before + _NUMBER, output)]
+
+
+def _accuracy(name: str, title: str, downstream: str, corpora: tuple[str, ...], **more) -> Task:
+    metric = Metric("acc", "acc %", True, r"test acc: ", 100)
+    return Task(name, title, downstream, corpora, (metric,), Metric("acc", "acc %", True, r"dev acc: ", 100), **more)
+
+
+TASKS = (
+    Task(
+        "pr",
+        "Phone recognition",
+        "ctc",
+        ("librispeech",),
+        (Metric("per", "PER %", False, r"test per: ", 100),),
+        Metric("per", "PER %", False, r"dev per: ", 100),
+        learning_rate=1e-2,
+        packages={"editdistance": "editdistance", "pandas": "pandas"},
+    ),
+    Task(
+        "asr",
+        "Speech recognition",
+        "asr",
+        ("librispeech",),
+        (Metric("wer", "WER %", False, r"test-clean wer: "),),
+        Metric("wer", "WER %", False, r"dev-clean wer: "),
+        best="dev-clean-best.ckpt",
+        split="test-clean",
+        packages={"editdistance": "editdistance", "pandas": "pandas"},
+    ),
+    _accuracy(
+        "ks",
+        "Keyword spotting",
+        "speech_commands",
+        ("speech_commands", "speech_commands_test"),
+        packages={"catalyst": "catalyst"},
+        stand_ins=("catalyst",),
+    ),
+    Task(
+        "qbe",
+        "Query by example",
+        "quesst14_dtw",
+        ("quesst14",),
+        (Metric("mtwv", "MTWV x100", True),),
+        Metric("mtwv", "MTWV x100", True),
+        best="",
+        learning_rate=None,
+        rule="nothing is trained; the layer with the best MTWV on dev is tested",
+        packages={"dtw": "dtw-python", "lxml": "lxml", "scipy": "scipy"},
+        stand_ins=("dtw", "lxml"),
+    ),
+    _accuracy("sid", "Speaker identification", "voxceleb1", ("voxceleb1",), packages={"librosa": "librosa"}),
+    Task(
+        "asv",
+        "Speaker verification",
+        "sv_voxceleb1",
+        ("voxceleb1",),
+        (Metric("eer", "EER %", False, r"sv-voxceleb1/test-EER: ", 100),),
+        Metric("eer", "EER %", False, r"sv-voxceleb1/test-EER: ", 100),
+        best="",
+        rule="VoxCeleb1 has no dev set: every checkpoint is tested and the best EER counts",
+        packages={"sox": "sox", "librosa": "librosa", "joblib": "joblib", "sklearn": "scikit-learn"},
+        stand_ins=("sox",),
+    ),
+    Task(
+        "sd",
+        "Speaker diarization",
+        "diarization",
+        ("libri2mix_diarization",),
+        (Metric("der", "DER %", False),),
+        Metric("acc", "frame acc %", True, r"mode dev acc ", 100),
+        best="best-states-dev.ckpt",
+        rule="the least DER over thresholds 0.3 to 0.7 and medians of 1 and 11 frames, no collar, overlaps scored",
+        packages={"h5py": "h5py", "pandas": "pandas", "scipy": "scipy"},
+    ),
+    _accuracy(
+        "er",
+        "Emotion recognition",
+        "emotion",
+        ("iemocap",),
+        variants=FOLDS,
+        variant_key="downstream_expert.datarc.test_fold",
+        rule="mean of five folds",
+    ),
+    _accuracy(
+        "ic",
+        "Intent classification",
+        "fluent_commands",
+        ("fluent_speech_commands",),
+        packages={"pandas": "pandas"},
+    ),
+    Task(
+        "sf",
+        "Slot filling",
+        "ctc",
+        ("snips",),
+        (
+            Metric("f1", "F1 %", True, r"test slot_type_f1: ", 100),
+            Metric("cer", "CER %", False, r"test slot_value_cer: ", 100),
+        ),
+        Metric("f1", "F1 %", True, r"dev slot_type_f1: ", 100),
+        packages={"editdistance": "editdistance", "pandas": "pandas"},
+    ),
+    Task(
+        "se",
+        "Enhancement",
+        "enhancement_stft",
+        ("voicebank",),
+        (
+            Metric("pesq", "PESQ", True, r"Average pesq of \d+ utts is "),
+            Metric("stoi", "STOI", True, r"Average stoi of \d+ utts is ", digits=3),
+        ),
+        Metric("pesq", "PESQ", True, r"Average pesq of \d+ utts is "),
+        best="best-states-dev.ckpt",
+        packages={"asteroid": "asteroid", "h5py": "h5py", "librosa": "librosa", "pesq": "pesq", "pystoi": "pystoi"},
+        stand_ins=("asteroid",),
+    ),
+    Task(
+        "ss",
+        "Separation",
+        "separation_stft",
+        ("libri2mix",),
+        (Metric("si_sdri", "SI-SDRi dB", True, r"Average si_sdr of \d+ utts: "),),
+        Metric("si_sdri", "SI-SDRi dB", True, r"Average si_sdr of \d+ utts: "),
+        best="best-states-dev.ckpt",
+        packages={"asteroid": "asteroid", "h5py": "h5py", "librosa": "librosa", "pesq": "pesq", "pystoi": "pystoi"},
+        stand_ins=("asteroid",),
+    ),
+    Task(
+        "vc",
+        "Voice conversion",
+        "a2o-vc-vcc2020",
+        ("vcc2020",),
+        (
+            Metric("mcd", "MCD dB", False),
+            Metric("wer", "VC WER %", False, digits=1),
+            Metric("asv", "ASV accept %", True, digits=1),
+        ),
+        Metric("mcd", "MCD dB", False),
+        best="",
+        variants=TARGET_SPEAKERS,
+        variant_key="downstream_expert.trgspk",
+        rule="mean of four target speakers, each at the step with the least MCD",
+        packages={"h5py": "h5py", "librosa": "librosa", "pyworld": "pyworld", "sklearn": "scikit-learn"},
+    ),
+)
+BY_NAME = {task.name: task for task in TASKS}
+
+
+def find_tasks(names) -> list[Task]:
+    """Return tasks by their names, in the table's order.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    unknown = [name for name in names if name not in BY_NAME]
+    if unknown:
+        raise ValueError(f"no task {unknown[0]!r}; there are {', '.join(BY_NAME)}")
+    return [task for task in TASKS if task.name in names]
