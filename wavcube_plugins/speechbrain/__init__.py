@@ -14,10 +14,23 @@ _PUBLIC = {
     "OnWavCube": "wavcube_plugins.speechbrain.heads",
     "WavCube": "wavcube_plugins.speechbrain.lobe",
     "WavCubeCodec": "wavcube_plugins.speechbrain.inference",
+    **dict.fromkeys(
+        ("SpeechEnhancer", "SpeechSeparator", "SpokenLanguage", "VoiceConversion"),
+        "wavcube_plugins.speechbrain.inference",
+    ),
     "WeightedSum": "wavcube_plugins.speechbrain.weighted_sum",
 }
 
-__all__ = ["OnWavCube", "WavCube", "WavCubeCodec", "WeightedSum"]
+__all__ = [
+    "OnWavCube",
+    "SpeechEnhancer",
+    "SpeechSeparator",
+    "SpokenLanguage",
+    "VoiceConversion",
+    "WavCube",
+    "WavCubeCodec",
+    "WeightedSum",
+]
 
 if find_spec("speechbrain") is None:
     raise ImportError("wavcube_plugins.speechbrain needs SpeechBrain: pip install 'wavcube-plugins[speechbrain]'")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from wavcube_plugins.audio import AudioError, read_info
+from wavcube_plugins.audio import AudioError, find_audio, read_info
 from wavcube_plugins.extraction import progress_interval
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.minidata import make_mini, read_mini
@@ -145,7 +145,7 @@ def prepare_mini(
     if task == "verification":
         # Its new speakers are for the trials; those that the classifier learns are held out by utterance.
         entries = splits["train"]
-        heard = _every(entries, 5)
+        heard = _every(entries, 4)
         splits["train"], splits["valid"] = [entry for entry in entries if entry not in heard], heard
     write_manifests(splits, folder, save_folder, progress=False)
     if task == "verification":
@@ -469,6 +469,31 @@ def prepare_vctk(
     mark_prepared(root, save_folder, names, **options)
 
 
+def prepare_speech(
+    data_folder: str | os.PathLike,
+    save_folder: str | os.PathLike,
+    *,
+    valid_every: int = 50,
+    test_every: int = 25,
+    resample: bool = True,
+) -> None:
+    """A folder of speech of any kind: every audio file below it, without labels."""
+    root = _folder(data_folder, "your speech")
+    options = {"corpus": "speech", "every": [valid_every, test_every], "resample": resample}
+    names = ["train.json", "valid.json", "test.json"]
+    if prepared(root, save_folder, names, **options):
+        return
+    splits: dict[str, list] = {"train": [], "valid": [], "test": []}
+    for path in find_audio(root):
+        name = path.relative_to(root).with_suffix("").as_posix().replace("/", "--")
+        position = _hash(name)
+        split = "test" if position % test_every == 0 else "valid" if position % valid_every == 1 else "train"
+        splits[split].append((name, {"wav": str(path)}))
+    _several(splits, root)
+    write_manifests(splits, root, save_folder, resample=resample)
+    mark_prepared(root, save_folder, names, **options)
+
+
 CORPORA = {
     "librispeech": prepare_librispeech,
     "voxceleb": prepare_voxceleb,
@@ -477,6 +502,7 @@ CORPORA = {
     "voicebank": prepare_voicebank,
     "libri2mix": prepare_libri2mix,
     "vctk": prepare_vctk,
+    "speech": prepare_speech,
 }
 
 

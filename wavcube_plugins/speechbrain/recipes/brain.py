@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
@@ -22,6 +21,7 @@ from speechbrain.utils.train_logger import FileTrainLogger
 from torch import Tensor, nn
 
 from wavcube_plugins.files import atomic_path
+from wavcube_plugins.pretraining.step import seed_step
 from wavcube_plugins.speechbrain.corpora import write_json
 from wavcube_plugins.speechbrain.recipes import data
 
@@ -82,7 +82,7 @@ class Recipe(sb.Brain):
         self.manifests = manifests
         self.lobe = settings["wavcube"]
         cache = None
-        if settings["cache"]:
+        if settings.get("cache"):
             cache = settings["cache_folder"] or self.folder / "latents"
         self.speech = data.Speech(self.lobe, resample=settings["resample"], cache=cache)
         self._place_lobe(settings, run_opts)
@@ -141,6 +141,7 @@ class Recipe(sb.Brain):
         train = self.dataset("train", self.manifests["train"])
         valid = self.dataset("valid", self.manifests["valid"])
         train_loader = self.make_dataloader(train, sb.Stage.TRAIN, shuffle=True, **loader)
+        self.batches_per_epoch = len(train_loader)
         self.steps_per_epoch = math.ceil(len(train_loader) / self.grad_accumulation_factor)
         valid_loader = {"batch_size": settings["valid_batch_size"], "num_workers": settings["num_workers"]}
         self.fit(self.epochs, train_loader, valid, valid_loader_kwargs=valid_loader)
@@ -165,7 +166,7 @@ class Recipe(sb.Brain):
         weights = [weight for weight in self.modules.parameters() if weight.requires_grad]
         groups = [
             {"params": [weight for weight in weights if id(weight) not in own], "peak": settings["lr"]},
-            {"params": [weight for weight in weights if id(weight) in own], "peak": settings["wavcube_lr"]},
+            {"params": [weight for weight in weights if id(weight) in own], "peak": settings.get("wavcube_lr", 0.0)},
         ]
         self.optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
@@ -178,8 +179,7 @@ class Recipe(sb.Brain):
 
     def on_fit_batch_start(self, batch, should_step):
         # Not one generator that runs on: its state is not in checkpoints, and workers and ranks have others.
-        number = self.epochs.current * len_or_zero(self) + self.step
-        torch.manual_seed(stable_seed(self.settings["seed"], number, get_rank() or 0))
+        self.seed_batch(self.batches_before(self.epochs.current) + self.step)
         total = self.steps_per_epoch * self.settings["number_of_epochs"]
         factor = learning_rate(self.optimizer_step, total, self.settings["warmup_steps"])
         for group in self.optimizer.param_groups:
@@ -216,8 +216,7 @@ class Recipe(sb.Brain):
         scores = {"loss": float(stage_loss), **{name: float(value) for name, value in self.scores(stage).items()}}
         if stage == sb.Stage.VALID:
             if self.logger:
-                rate = self.optimizer.param_groups[0]["lr"]
-                self.logger.log_stats({"epoch": epoch, "lr": rate}, {"loss": self.train_loss}, scores)
+                self.logger.log_stats({"epoch": epoch}, {"loss": self.train_loss}, scores)
             name, best = self.monitor
             self.checkpointer.save_and_keep_only(
                 meta=scores, num_to_keep=1, importance_keys=[], **{f"{best}_keys": [name]}
@@ -242,7 +241,21 @@ class Recipe(sb.Brain):
         device = run_opts.device if run_opts is not None and run_opts.device else sb.utils.distributed.infer_device()
         self.lobe.to(device)
 
+    def seed_batch(self, number: int) -> None:
+        """Set PyTorch's random generator for a batch, counted from the beginning of the training."""
+        seed_step(self.settings["seed"], number, get_rank() or 0)
+
+    def batches_before(self, epoch: int) -> int:
+        """Return how many batches there are before an epoch, which is counted from 1."""
+        return (epoch - 1) * self.batches_per_epoch
+
     # Help for recipes -------------------------------------------------------------------------------------------------
+
+    def to_latents(self, speech: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return latents (B, L, D) and their frames (B,), of waveforms (B, T) or of cached latents."""
+        if speech.ndim == 2:
+            speech, lens = self.lobe.encode(speech, lens)
+        return speech, (lens * speech.shape[1]).round().long()
 
     @property
     def raw(self):
@@ -296,7 +309,7 @@ def head_yaml(head: partial, in_dim: int, out_dim, depth: int = 4) -> str:
 def indented(options: Mapping[str, Any], depth: int = 4) -> str:
     """Return a mapping as indented YAML text without a last line break."""
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
-    text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None)
+    text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=False)
     return "\n".join(" " * depth + line for line in text.strip().splitlines())
 
 
@@ -306,16 +319,6 @@ def learning_rate(step: int, total: int, warmup: int) -> float:
         return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def stable_seed(*parts: int) -> int:
-    """Return a seed that follows from the numbers, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
-
-
-def len_or_zero(brain: Recipe) -> int:
-    """Steps of an epoch, more than there can be of any: what makes the numbers of steps differ."""
-    return brain.steps_per_epoch * brain.grad_accumulation_factor + 1
 
 
 def crop(batch: list[Tensor], lens: Tensor, frames: int, hops: list[int]) -> tuple[list[Tensor], Tensor]:

@@ -97,9 +97,9 @@ class ClassificationRecipe(Recipe):
             "modules:\n" + "".join(f"    {name}: !ref <{name}>\n" for name in names),
         )
 
-    def _number(self, split: str, name) -> torch.Tensor:
+    def _number(self, split: str, name) -> int:
         if str(name) not in self.names:
             raise DataError(
                 f"{self.settings['manifests']}/{split}.json: the {self.label} {str(name)!r} is not in train.json"
             )
-        return torch.tensor(self.names[str(name)])
+        return self.names[str(name)]
