@@ -131,7 +131,7 @@ def read_folder(folder: str | os.PathLike) -> dict[str, Entry]:
 
 
 def prepare_mini(data: str | os.PathLike, sizes: Mapping[str, int], *, speakers: int, corpus: Path) -> None:
-    """Synthesise the mini corpus and write its folders: DATA/train, DATA/valid and DATA/test.
+    """Synthesise the mini corpus and write its folders: DATA/train, DATA/valid and DATA/test, with `phones` in each.
 
     Raises:
         ValueError: the corpus folder holds another set, or sizes that make none.
@@ -141,11 +141,14 @@ def prepare_mini(data: str | os.PathLike, sizes: Mapping[str, int], *, speakers:
 
     make_mini(corpus, "read", sizes, speakers=speakers)
     for split, count in sizes.items():
-        entries = {}
+        entries, phones = {}, {}
         for record in read_mini(corpus, split)[:count]:
             path = os.fspath((corpus / record["path"]).absolute())
-            entries[f"{record['speaker']}-{record['id']}"] = Entry(path, record["text"], record["speaker"])
+            key = f"{record['speaker']}-{record['id']}"
+            entries[key] = Entry(path, record["text"], record["speaker"])
+            phones[key] = " ".join(label for label, _, _ in record["phones"])
         write_folder(Path(data) / split, entries)
+        write_table(Path(data) / split / "phones", phones)
 
 
 def prepare_libritts(root: str | os.PathLike, data: str | os.PathLike, sets: Mapping[str, Sequence[str]]) -> None:
@@ -401,42 +404,35 @@ def split_keys(folder: str | os.PathLike, parts: int, lists: Mapping[str, str | 
     return parts
 
 
-def error_rate(references: Iterable[Sequence], hypotheses: Iterable[Sequence]) -> tuple[float, int]:
-    """Return the edit distance of sequences, summed, in percent of the references' length, and that length."""
-    errors = total = 0
-    for reference, hypothesis in zip(references, hypotheses, strict=True):
-        errors += edit_distance(reference, hypothesis)
-        total += len(reference)
-    return 100 * errors / max(total, 1), total
-
-
-def edit_distance(reference: Sequence, hypothesis: Sequence) -> int:
-    """Return the least number of insertions, deletions and substitutions from one sequence to the other."""
-    row = list(range(len(hypothesis) + 1))
-    for i, wanted in enumerate(reference, 1):
-        diagonal, row[0] = row[0], i
-        for j, found in enumerate(hypothesis, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (wanted != found))
-    return row[-1]
-
-
-def score_text(reference: str | os.PathLike, hypothesis: str | os.PathLike) -> dict[str, float]:
-    """Score recognised texts, as files of `id text` lines.
-
-    Returns:
-        `wer` and `cer` in percent, characters without spaces; `utterances`, and `missing`, those without a result,
-        which count as wrong as a whole.
+def train_bpe(text: str | os.PathLike, folder: str | os.PathLike, size: int) -> None:
+    """Train a sentencepiece model of sub-words on a file of `id text` lines: FOLDER/bpe.model and FOLDER/tokens.txt.
 
     Raises:
-        DataError: a file is missing, or nothing of the reference was recognised.
+        DataError: the text is too small for so many sub-words.
     """
-    wanted, found = read_table(reference), _read_results(hypothesis)
-    if not wanted.keys() & found:
-        raise DataError(f"{hypothesis}: has none of the utterances of {reference}")
-    pairs = [(text, found.get(key, "")) for key, text in wanted.items()]
-    wer, _ = error_rate((a.split() for a, _ in pairs), (b.split() for _, b in pairs))
-    cer, _ = error_rate((a.replace(" ", "") for a, _ in pairs), (b.replace(" ", "") for _, b in pairs))
-    return {"wer": wer, "cer": cer, "utterances": len(wanted), "missing": len(wanted.keys() - found)}
+    import sentencepiece
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    sentences = list(read_table(text).values())
+    try:
+        with atomic_path(folder / "bpe.model") as temporary:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(sentences),
+                model_prefix=os.fspath(temporary.with_suffix("")),
+                vocab_size=size,
+                character_coverage=1.0,
+                input_sentence_size=100_000_000,
+                minloglevel=1,
+            )
+            pieces = sentencepiece.SentencePieceProcessor(os.fspath(temporary))
+            temporary.with_suffix(".vocab").unlink(missing_ok=True)
+    except RuntimeError as error:
+        raise DataError(f"{text}: no {size} sub-words can be made of {len(sentences)} texts; lower --nbpe") from error
+    special = ("<unk>", "<s>", "</s>")
+    tokens = [piece for piece in map(pieces.id_to_piece, range(len(pieces))) if piece not in special]
+    with atomic_path(folder / "tokens.txt") as temporary:
+        temporary.write_text("\n".join(["<blank>", "<unk>", *tokens, "<sos/eos>"]) + "\n", encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -514,14 +510,15 @@ def _parser() -> argparse.ArgumentParser:
     add_check(command)
     command.add_argument("--fs", help="sample rate that recordings must have")
 
+    command = add("bpe", _run_bpe, "a sentencepiece model and its token list: FOLDER/bpe.model, FOLDER/tokens.txt")
+    command.add_argument("text", type=Path)
+    command.add_argument("folder", type=Path)
+    command.add_argument("size", type=int, help="sub-words")
+
     command = add("split", _run_split, "lists in several parts, for parallel jobs; prints how many")
     command.add_argument("folder", type=Path)
     command.add_argument("parts", type=int)
     command.add_argument("lists", nargs="+", metavar="NAME=FILE", help="parts are FOLDER/NAME.1.scp and so on")
-
-    command = add("score", _run_score, "word and character error rate of recognised text")
-    command.add_argument("reference", type=Path)
-    command.add_argument("hypothesis", type=Path)
     return parser
 
 
@@ -565,15 +562,13 @@ def _run_check(arguments: argparse.Namespace) -> None:
         )
 
 
+def _run_bpe(arguments: argparse.Namespace) -> None:
+    train_bpe(arguments.text, arguments.folder, arguments.size)
+
+
 def _run_split(arguments: argparse.Namespace) -> None:
     lists = dict(item.split("=", 1) for item in arguments.lists)
     print(split_keys(arguments.folder, arguments.parts, lists))
-
-
-def _run_score(arguments: argparse.Namespace) -> None:
-    scores = score_text(arguments.reference, arguments.hypothesis)
-    missing = f", {scores['missing']} without a result" if scores["missing"] else ""
-    print(f"WER {scores['wer']:.1f} %  CER {scores['cer']:.1f} %  ({scores['utterances']} utterances{missing})")
 
 
 def _sets(arguments: argparse.Namespace) -> dict[str, list[str]]:
@@ -626,15 +621,6 @@ def _read_tokens(path: str | os.PathLike) -> set[str]:
     if not tokens:
         raise DataError(f"{path}: the token list is empty; remove it and run --stage 4 again")
     return tokens
-
-
-def _read_results(path: str | os.PathLike) -> dict[str, str]:
-    """Read recognised texts, of which one may be empty."""
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; run the decoding stage first")
-    lines = (line.strip().partition(" ") for line in path.open(encoding="utf-8") if line.strip())
-    return {key: text.strip() for key, _, text in lines}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+../../tts1/local/common.sh

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Makes data/train, data/valid and data/test.
+#
+#   local/data.sh                                   # LibriSpeech, unpacked where LIBRISPEECH in db.sh says
+#   local/data.sh --corpus mini                     # sentences synthesised by espeak-ng, a minute, no download
+#
+#   --corpus      librispeech or mini                                (librispeech)
+#   --train       parts of LibriSpeech to train on                   (train-clean-100)
+#   --valid       and to validate on                                 (dev-clean)
+#   --test        and to recognise                                   (test-clean)
+#   --mini_train  utterances of the mini corpus to train on          (400)
+#   --mini_valid  and to validate on                                 (20)
+#   --mini_test   and to recognise                                   (20)
+#   --speakers    speakers of the mini corpus                        (12)
+#   --datadir     where the folders go                               (data)
+#   --python      Python that has this package                       (python3)
+
+set -euo pipefail
+
+corpus=librispeech
+train=train-clean-100
+valid=dev-clean
+test=test-clean
+mini_train=400
+mini_valid=20
+mini_test=20
+speakers=12
+datadir=data
+python=python3
+options="corpus train valid test mini_train mini_valid mini_test speakers datadir python"
+
+. local/common.sh
+parse_options "$@"
+
+case "${corpus}" in
+    mini)
+        ${python} -m wavcube_plugins.espnet.data mini "${datadir}" --speakers "${speakers}" \
+            --train "${mini_train}" --valid "${mini_valid}" --test "${mini_test}"
+        ;;
+    librispeech)
+        . ./db.sh
+        [ -n "${LIBRISPEECH:-}" ] || die "LIBRISPEECH in db.sh is empty; write there the folder where it is unpacked"
+        ${python} -m wavcube_plugins.espnet.data librispeech "${LIBRISPEECH}" "${datadir}" \
+            --train "${train}" --valid "${valid}" --test "${test}"
+        ;;
+    *) die "--corpus ${corpus}: expected librispeech or mini" ;;
+esac

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Speech recognition with WavCube as the frontend.
+#
+#   ./run.sh --corpus mini                                     # offline, on a CPU
+#   ./run.sh --ngpu 4                                          # LibriSpeech train-clean-100; LIBRISPEECH in db.sh
+#   ./run.sh --ngpu 4 --asr_config conf/tuning/train_layers.yaml     # weighted sum of layers instead of the latent
+#
+# In an ESPnet checkout (see setup.sh) it runs the stages of asr.sh, otherwise those of local/asr_pip.sh, which are the
+# same with pip-installed ESPnet alone: 1 data, 3 format, 4 length filter, 5 tokens, 10 statistics, 11 training,
+# 12 decoding, 13 scores. A run that was stopped goes on with --stage; training goes on where it was.
+#
+#   --corpus       mini, or librispeech                                                         (librispeech)
+#   --driver       asr.sh, pip, or auto: asr.sh where it is in this folder                      (auto)
+#   --stage, --stop_stage                                                                       (1, 13)
+#   --ngpu         GPUs to train on; 0 is the CPU                                               (4; mini 0)
+#   --python       Python that has this package and ESPnet                                      (python3)
+#   --asr_config, --inference_config                                     (conf/train.yaml, conf/decode.yaml; mini: conf/tuning/*_mini.yaml)
+#   --local_data_opts                                      for local/data.sh: other parts, sizes of the mini corpus
+#
+# Anything else goes to the driver: --cache_latents true, --asr_args "--max_epoch 10", --nj 8, --inference_nj 8, …
+
+set -euo pipefail
+
+corpus=librispeech
+driver=auto
+stage=1
+stop_stage=13
+ngpu=
+python=python3
+asr_config=
+inference_config=
+local_data_opts=
+options="corpus driver stage stop_stage ngpu python asr_config inference_config local_data_opts"
+passed_on=()
+
+cd "$(dirname "$0")"
+. local/common.sh
+parse_options "$@"
+
+case "${corpus}" in
+    mini)
+        asr_config=${asr_config:-conf/tuning/train_mini.yaml}
+        inference_config=${inference_config:-conf/tuning/decode_mini.yaml}
+        tokens=(--token_type char)
+        ngpu=${ngpu:-0}
+        ;;
+    librispeech)
+        asr_config=${asr_config:-conf/train.yaml}
+        inference_config=${inference_config:-conf/decode.yaml}
+        tokens=(--token_type bpe --nbpe 5000)
+        ngpu=${ngpu:-4}
+        ;;
+    *) die "--corpus ${corpus}: expected mini or librispeech" ;;
+esac
+if [ "${driver}" = auto ]; then
+    if [ -e asr.sh ]; then driver=asr.sh; else driver=pip; fi
+fi
+
+shared=(--stage "${stage}" --stop_stage "${stop_stage}" --ngpu "${ngpu}" --train_set train --valid_set valid
+    --test_sets test "${tokens[@]}" --asr_config "${asr_config}" --inference_config "${inference_config}"
+    --inference_asr_model valid.loss.best.pth --local_data_opts "--corpus ${corpus} ${local_data_opts}"
+    ${passed_on[@]+"${passed_on[@]}"})
+
+if [ "${driver}" = pip ]; then
+    exec local/asr_pip.sh --python "${python}" "${shared[@]}"
+fi
+[ "${driver}" = asr.sh ] || die "--driver ${driver}: expected asr.sh, pip or auto"
+[ -e asr.sh ] || die "no asr.sh in this folder; install the recipe into an ESPnet checkout with setup.sh, or --driver pip"
+exec ./asr.sh --lang en --feats_type raw --fs 16k --audio_format flac --use_lm false --feats_normalize utterance_mvn \
+    --python "${python} -m wavcube_plugins.espnet.run" --bpe_train_text data/train/text --lm_train_text data/train/text \
+    "${shared[@]}"

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Makes data/train, data/valid and data/test.
+#
+#   local/data.sh                                   # LibriTTS, unpacked where LIBRITTS in db.sh says
+#   local/data.sh --corpus mini                     # sentences synthesised by espeak-ng, a minute, no download
+#   local/data.sh --train "train-clean-100"         # other parts of LibriTTS
+#
+#   --corpus      libritts or mini                                   (libritts)
+#   --train       parts of LibriTTS to train on                      (train-clean-100 train-clean-360 train-other-500)
+#   --valid       and to validate on                                 (dev-clean)
+#   --test        and to synthesise                                  (test-clean)
+#   --mini_train  utterances of the mini corpus to train on          (200)
+#   --mini_valid  and to validate on                                 (20)
+#   --mini_test   and to synthesise                                  (20)
+#   --speakers    speakers of the mini corpus                        (12)
+#   --datadir     where the folders go                               (data)
+#   --python      Python that has this package                       (python3)
+
+set -euo pipefail
+
+corpus=libritts
+train="train-clean-100 train-clean-360 train-other-500"
+valid=dev-clean
+test=test-clean
+mini_train=200
+mini_valid=20
+mini_test=20
+speakers=12
+datadir=data
+python=python3
+options="corpus train valid test mini_train mini_valid mini_test speakers datadir python"
+
+. local/common.sh
+parse_options "$@"
+
+case "${corpus}" in
+    mini)
+        ${python} -m wavcube_plugins.espnet.data mini "${datadir}" --speakers "${speakers}" \
+            --train "${mini_train}" --valid "${mini_valid}" --test "${mini_test}"
+        ;;
+    libritts)
+        . ./db.sh
+        [ -n "${LIBRITTS:-}" ] || die "LIBRITTS in db.sh is empty; write there the folder where LibriTTS is unpacked"
+        ${python} -m wavcube_plugins.espnet.data libritts "${LIBRITTS}" "${datadir}" \
+            --train "${train}" --valid "${valid}" --test "${test}"
+        ;;
+    *) die "--corpus ${corpus}: expected libritts or mini" ;;
+esac

@@ -1,0 +1,209 @@
+#!/usr/bin/env bash
+# The stages of ESPnet's tts.sh with pip-installed ESPnet alone: no checkout, no Kaldi tools. run.sh calls it.
+#
+#   1 data  2 format to 16 kHz  3 drop too short and too long ones  4 token list  5 statistics  6 training
+#   7 synthesis, zero-shot  8 scores
+#
+#   --stage, --stop_stage    first and last stage                                            (1, 8)
+#   --ngpu                   GPUs to train on; 0 is the CPU                                  (0)
+#   --nj, --inference_nj     processes for statistics and synthesis                          (1, 1)
+#   --cache_latents          true: write the latents to disk in stage 3 and train from them  (false)
+#   --model                  the WavCube, instead of the train config's
+#   --prompt_set             set that prompts are chosen from, where data/SET/prompt.scp gives none (the test set)
+#   --score_args             for `python -m wavcube_plugins.espnet.score speech`
+#   --train_config, --train_args, --inference_config, --inference_args, --inference_model, --tag    as in tts.sh
+#   --train_set, --valid_set, --test_sets, --token_type, --cleaner, --g2p, --bpemodel, --min_wav_duration,
+#   --max_wav_duration, --fs, --datadir, --dumpdir, --expdir, --local_data_opts, --python           as in tts.sh
+
+set -euo pipefail
+
+stage=1
+stop_stage=8
+ngpu=0
+nj=1
+inference_nj=1
+cache_latents=false
+model=
+score_args=
+prompt_set=
+train_set=train
+valid_set=valid
+test_sets=test
+train_config=conf/train.yaml
+train_args=
+inference_config=conf/decode.yaml
+inference_args=
+inference_model=valid.loss.best.pth
+tag=
+token_type=char
+cleaner=none
+g2p=none
+bpemodel=none
+min_wav_duration=0.3
+max_wav_duration=30
+fs=16000
+datadir=data
+dumpdir=dump
+expdir=exp
+local_data_opts=
+python=python3
+options="stage stop_stage ngpu nj inference_nj cache_latents model score_args prompt_set train_set valid_set test_sets train_config train_args
+ inference_config inference_args inference_model tag token_type cleaner g2p bpemodel min_wav_duration max_wav_duration fs
+ datadir dumpdir expdir local_data_opts python"
+options=${options//$'\n'/}
+
+. local/common.sh
+parse_options "$@"
+
+for file in "${train_config}" "${inference_config}"; do
+    [ -f "${file}" ] || die "${file}: no such configuration file"
+done
+${python} -c "import wavcube_plugins.espnet" 2> /dev/null \
+    || die "${python} has no ESPnet with WavCube; uv pip install 'wavcube-plugins[espnet]', or name another --python"
+
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONUNBUFFERED=1
+espnet="${python} -m wavcube_plugins.espnet.run -m espnet2.bin"
+data="${python} -m wavcube_plugins.espnet.data"
+raw=${dumpdir}/raw
+tokens=${dumpdir}/token_list/${token_type}/tokens.txt
+tag=${tag:-$(basename "${train_config}" .yaml)_${token_type}}
+stats=${expdir}/tts_stats_${token_type}
+exp=${expdir}/tts_${tag}
+decoded=${exp}/$(basename "${inference_config}" .yaml)_$(basename "${inference_model}" .pth)
+text_options="--use_preprocessor true --token_type ${token_type} --token_list ${tokens} --cleaner ${cleaner} --g2p ${g2p}"
+text_options+=" --bpemodel ${bpemodel}"
+features="--feats_extract wavcube --feats_extract_conf hop_length=320"
+if [ -n "${model}" ]; then
+    features+=" --feats_extract_conf model=${model}"
+else
+    model=$(sed -n 's/^ *model: *\([^ #]*\).*/\1/p' "${train_config}" | head -n 1)
+fi
+case "${cache_latents}" in
+    true | false) ;;
+    *) die "--cache_latents ${cache_latents}: expected true or false" ;;
+esac
+
+# The recordings of a set as ESPnet's options want them.
+speech_of() {
+    if ${cache_latents}; then echo "${dumpdir}/latents/$1/feats.scp,speech,npy"; else echo "${raw}/$1/wav.scp,speech,sound"; fi
+}
+
+if wanted 1; then
+    log "stage 1: data preparation"
+    local/data.sh --datadir "${datadir}" --python "${python}" ${local_data_opts}
+fi
+
+if wanted 2; then
+    log "stage 2: ${fs} Hz, mono: ${datadir}/ -> ${raw}/"
+    ${data} format "${datadir}" "${raw}/org" ${train_set} ${valid_set} --fs "${fs}"
+    ${data} format "${datadir}" "${raw}" ${test_sets} --fs "${fs}"
+fi
+
+if wanted 3; then
+    log "stage 3: leave out what is not between ${min_wav_duration} and ${max_wav_duration} s"
+    ${data} format "${raw}/org" "${raw}" ${train_set} ${valid_set} --fs "${fs}" \
+        --min_wav_duration "${min_wav_duration}" --max_wav_duration "${max_wav_duration}"
+    if ${cache_latents}; then
+        log "stage 3: the latents of ${model} -> ${dumpdir}/latents/"
+        extract="${python} -m wavcube_plugins.cli extract"
+        [ "${ngpu}" -le 1 ] || extract="${python} -m torch.distributed.run --standalone --nproc_per_node ${ngpu}
+            -m wavcube_plugins.cli extract"
+        for set in ${train_set} ${valid_set}; do
+            ${extract} "${raw}/${set}/wav.scp" "${dumpdir}/latents/${set}" --model "${model}"
+        done
+    fi
+fi
+
+if wanted 4; then
+    log "stage 4: token list -> ${tokens}"
+    ${data} check "${raw}/${train_set}" --fs "${fs}"
+    mkdir -p "$(dirname "${tokens}")"
+    logged "${dumpdir}/token_list/${token_type}/tokenize.log" \
+        ${espnet}.tokenize_text --token_type "${token_type}" --field 2- --bpemodel "${bpemodel}" \
+        --input "${raw}/${train_set}/text" --output "${tokens}" --cleaner "${cleaner}" --g2p "${g2p}" \
+        --write_vocabulary true --add_symbol "<blank>:0" --add_symbol "<unk>:1" --add_symbol "<sos/eos>:-1"
+fi
+
+if wanted 5 || wanted 6; then
+    ${data} check "${raw}/${train_set}" "${raw}/${valid_set}" --token_list "${tokens}" --token_type "${token_type}" \
+        --fs "${fs}"
+fi
+
+if wanted 5; then
+    log "stage 5: statistics -> ${stats} (log: ${stats}/logdir/stats.*.log)"
+    jobs=$(${data} split "${stats}/logdir" "${nj}" \
+        "train=${raw}/${train_set}/utt2num_samples" "valid=${raw}/${valid_set}/utt2num_samples")
+    parallel "${jobs}" "${stats}/logdir/stats.JOB.log" \
+        ${espnet}.tts_train --collect_stats true --config "${train_config}" ${text_options} ${features} --normalize none \
+        --train_data_path_and_name_and_type "${raw}/${train_set}/text,text,text" \
+        --train_data_path_and_name_and_type "$(speech_of "${train_set}")" \
+        --valid_data_path_and_name_and_type "${raw}/${valid_set}/text,text,text" \
+        --valid_data_path_and_name_and_type "$(speech_of "${valid_set}")" \
+        --train_shape_file "${stats}/logdir/train.JOB.scp" --valid_shape_file "${stats}/logdir/valid.JOB.scp" \
+        --output_dir "${stats}/logdir/stats.JOB" ${train_args}
+    inputs=
+    for job in $(seq "${jobs}"); do inputs+="--input_dir ${stats}/logdir/stats.${job} "; done
+    logged "${stats}/logdir/aggregate.log" ${espnet}.aggregate_stats_dirs ${inputs} --output_dir "${stats}"
+    # Batches are counted in numbers, for which tts.sh has each token as long as the token list.
+    for set in train valid; do
+        awk -v N="$(wc -l < "${tokens}" | tr -d ' ')" '{ print $0 "," N }' "${stats}/${set}/text_shape" \
+            > "${stats}/${set}/text_shape.${token_type}"
+    done
+fi
+
+if wanted 6; then
+    # Lengths are those of the waveforms, latents from disk or not, so that one batch_bins serves both.
+    log "stage 6: training -> ${exp} (log: ${exp}/train.log)"
+    watched "${exp}/train.log" \
+        ${espnet}.tts_train --config "${train_config}" --ngpu "${ngpu}" --multiprocessing_distributed true --resume true \
+        ${text_options} ${features} --normalize global_mvn --normalize_conf "stats_file=${stats}/train/feats_stats.npz" \
+        --train_data_path_and_name_and_type "${raw}/${train_set}/text,text,text" \
+        --train_data_path_and_name_and_type "$(speech_of "${train_set}")" \
+        --valid_data_path_and_name_and_type "${raw}/${valid_set}/text,text,text" \
+        --valid_data_path_and_name_and_type "$(speech_of "${valid_set}")" \
+        --train_shape_file "${stats}/train/text_shape.${token_type}" \
+        --train_shape_file "${raw}/${train_set}/utt2num_samples" \
+        --valid_shape_file "${stats}/valid/text_shape.${token_type}" \
+        --valid_shape_file "${raw}/${valid_set}/utt2num_samples" \
+        --output_dir "${exp}" ${train_args}
+fi
+
+if wanted 7; then
+    for set in ${test_sets}; do
+        out=${decoded}/${set}
+        log "stage 7: synthesis of ${set} -> ${out}/wav (log: ${out}/log/inference.*.log)"
+        [ -e "${exp}/${inference_model}" ] || die "${exp}/${inference_model}: no such model; run --stage 6 first"
+        ${data} prompts "${raw}/${set}" --given "${datadir}/${set}" --source "${raw}/${prompt_set:-${set}}" \
+            --fs "${fs}" --token_list "${tokens}" --token_type "${token_type}"
+        jobs=$(${data} split "${out}/log" "${inference_nj}" "keys=${raw}/${set}/text")
+        parallel "${jobs}" "${out}/log/inference.JOB.log" \
+            ${espnet}.tts_inference --config "${inference_config}" --ngpu "$((ngpu > 0 ? 1 : 0))" \
+            --data_path_and_name_and_type "${raw}/${set}/text,text,text" \
+            --data_path_and_name_and_type "${raw}/${set}/prompt_text,prompt_text,text" \
+            --data_path_and_name_and_type "${raw}/${set}/prompt.scp,prompt_speech,sound" \
+            --key_file "${out}/log/keys.JOB.scp" --model_file "${exp}/${inference_model}" \
+            --train_config "${exp}/config.yaml" --output_dir "${out}/log/output.JOB" --vocoder_file none ${inference_args}
+        mkdir -p "${out}/wav"
+        for job in $(seq "${jobs}"); do
+            mv "${out}/log/output.${job}"/wav/*.wav "${out}/wav/"
+        done
+        for wav in "${out}"/wav/*.wav; do echo "$(basename "${wav}" .wav) ${wav}"; done > "${out}/wav/wav.scp"
+        log "$(wc -l < "${out}/wav/wav.scp" | tr -d ' ') recordings in ${out}/wav"
+    done
+fi
+
+if wanted 8; then
+    for set in ${test_sets}; do
+        out=${decoded}/${set}
+        if [ -f "${datadir}/${set}/phones" ]; then
+            log "stage 8: phone error rate of ${set}, and of its recordings -> ${out}/score.json"
+            ${python} -m wavcube_plugins.espnet.score speech "${datadir}/${set}/phones" "${out}/wav/wav.scp" \
+                "${raw}/${set}/wav.scp" --out "${out}/score.json" ${score_args}
+        else
+            log "stage 8: ${datadir}/${set} has no phones, the phone recogniser knows the mini corpus alone; score" \
+                "${out}/wav/wav.scp with a recogniser of your own, or scripts/utils/evaluate_asr.sh of an ESPnet checkout"
+        fi
+    done
+fi
+
+log "done in ${SECONDS} s"
