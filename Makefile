@@ -5,8 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 DEMO   ?= demo_output
 NANO   ?= nano_work
+TTS    ?= tts_output
 
-.PHONY: help env demo test lint format lock bench bench-pretraining nano clean
+.PHONY: help env demo test lint format lock bench bench-pretraining nano tts clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -47,6 +48,11 @@ bench-pretraining: $(STAMP)  ## seconds and memory of a training step, ours and 
 
 nano: $(STAMP)  ## train WavCube-nano from nothing in $(NANO)/, hours on a CPU; resumes
 	PATH="$(CURDIR)/$(BIN):$$PATH" speechbrain_hparams/pretrain/nano/run.sh $(NANO)
+
+tts: $(STAMP)  ## train zero-shot TTS on synthesised speech with ESPnet in $(TTS)/, hours on a CPU; resumes
+	espnet_recipe/tts1/run.sh --corpus mini --python "$(CURDIR)/$(BIN)/python" --cache_latents true \
+		--local_data_opts "--mini_train 1000 --mini_test 20" --train_args "--max_epoch 100" \
+		--datadir "$(CURDIR)/$(TTS)/data" --dumpdir "$(CURDIR)/$(TTS)/dump" --expdir "$(CURDIR)/$(TTS)/exp"
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info

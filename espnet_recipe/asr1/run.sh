@@ -58,7 +58,7 @@ fi
 
 shared=(--stage "${stage}" --stop_stage "${stop_stage}" --ngpu "${ngpu}" --train_set train --valid_set valid
     --test_sets test "${tokens[@]}" --asr_config "${asr_config}" --inference_config "${inference_config}"
-    --inference_asr_model valid.loss.best.pth --local_data_opts "--corpus ${corpus} ${local_data_opts}"
+    --inference_asr_model valid.loss.best.pth --local_data_opts "--corpus ${corpus} --python ${python} ${local_data_opts}"
     ${passed_on[@]+"${passed_on[@]}"})
 
 if [ "${driver}" = pip ]; then

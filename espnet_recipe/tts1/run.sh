@@ -34,8 +34,9 @@ inference_config=conf/decode.yaml
 inference_model=valid.loss.best.pth
 inference_args=
 local_data_opts=
+fs=16000
 options="corpus driver stage stop_stage ngpu python train_config inference_config inference_model inference_args
- local_data_opts"
+ local_data_opts fs"
 options=${options//$'\n'/}
 passed_on=()
 
@@ -56,6 +57,10 @@ case "${corpus}" in
         ;;
     *) die "--corpus ${corpus}: expected mini or libritts" ;;
 esac
+case "${fs}" in
+    16000 | 16k) ;;
+    *) die "--fs ${fs}: WavCube works at 16000 Hz; leave --fs out, stage 2 resamples recordings of any rate" ;;
+esac
 if [ "${driver}" = auto ]; then
     if [ -e tts.sh ]; then driver=tts.sh; else driver=pip; fi
 fi
@@ -63,7 +68,7 @@ fi
 shared=(--ngpu "${ngpu}" --train_set train --valid_set valid --test_sets test --token_type char --cleaner none --g2p none
     --fs 16000 --min_wav_duration 0.3 --max_wav_duration 30 --train_config "${train_config}"
     --inference_config "${inference_config}" --inference_model "${inference_model}"
-    --local_data_opts "--corpus ${corpus} ${local_data_opts}" ${passed_on[@]+"${passed_on[@]}"})
+    --local_data_opts "--corpus ${corpus} --python ${python} ${local_data_opts}" ${passed_on[@]+"${passed_on[@]}"})
 
 if [ "${driver}" = pip ]; then
     exec local/tts_pip.sh --stage "${stage}" --stop_stage "${stop_stage}" --python "${python}" \
@@ -71,6 +76,12 @@ if [ "${driver}" = pip ]; then
 fi
 [ "${driver}" = tts.sh ] || die "--driver ${driver}: expected tts.sh, pip or auto"
 [ -e tts.sh ] || die "no tts.sh in this folder; install the recipe into an ESPnet checkout with setup.sh, or --driver pip"
+
+if [ -f path.sh ]; then # activates the checkout's Python
+    set +u
+    . ./path.sh
+    set -u
+fi
 
 runner="${python} -m wavcube_plugins.espnet.run"
 stock=(./tts.sh --lang en --feats_type raw --feats_extract wavcube --n_shift 320 --python "${runner}" --vocoder_file none

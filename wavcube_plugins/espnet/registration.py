@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import sys
 from types import ModuleType
 from typing import Any
@@ -62,8 +61,6 @@ class WavCubeHook:
 def extend(module: ModuleType) -> None:
     """Add what belongs there to one of ESPnet's modules, already executed."""
     if module.__name__ == TTS_INFERENCE:
-        if importlib.util.find_spec("wavcube_plugins.espnet.tts") is None:
-            return
         tts = importlib.import_module("wavcube_plugins.espnet.tts")
         tts.extend_tts_inference(module)
         return
@@ -73,7 +70,7 @@ def extend(module: ModuleType) -> None:
         if entry is None or (entry[0] == "wavcube" and module.__name__ in _TEXT_ONLY):
             continue
         name, where, class_name = entry
-        if name in choices.classes or importlib.util.find_spec(where) is None:
+        if name in choices.classes:
             continue
         kind = getattr(importlib.import_module(where), class_name)
         # ClassChoices checks this when it is made, and we come later.

@@ -92,7 +92,7 @@ speech_of() {
 
 if wanted 1; then
     log "stage 1: data preparation"
-    local/data.sh --datadir "${datadir}" --python "${python}" ${local_data_opts}
+    local/data.sh --datadir "${datadir}" ${local_data_opts}
 fi
 
 if wanted 3; then
@@ -138,7 +138,7 @@ if wanted 10; then
     jobs=$(${data} split "${stats}/logdir" "${nj}" \
         "train=${raw}/${train_set}/utt2num_samples" "valid=${raw}/${valid_set}/utt2num_samples")
     parallel "${jobs}" "${stats}/logdir/stats.JOB.log" \
-        ${espnet}.asr_train --collect_stats true --config "${asr_config}" ${text_options} ${frontend} --normalize none \
+        ${espnet}.asr_train --collect_stats true --ngpu "$((ngpu > 0 ? 1 : 0))" --config "${asr_config}" ${text_options} ${frontend} --normalize none \
         --train_data_path_and_name_and_type "${raw}/${train_set}/text,text,text" \
         --train_data_path_and_name_and_type "$(speech_of "${train_set}")" \
         --valid_data_path_and_name_and_type "${raw}/${valid_set}/text,text,text" \

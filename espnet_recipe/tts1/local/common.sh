@@ -4,6 +4,14 @@ log() {
     echo "$(date '+%Y-%m-%dT%H:%M:%S') (${0##*/}) $*"
 }
 
+# Jobs in the background do not hear Ctrl-C, and must not go on when one of them has failed.
+stop_jobs() {
+    local running
+    running=$(jobs -p)
+    [ -z "${running}" ] || kill ${running} 2> /dev/null || true
+}
+trap stop_jobs EXIT
+
 # One sentence, exit code 2.
 die() {
     echo "${0##*/}: error: $*" >&2
@@ -80,13 +88,18 @@ watched() {
     [ "${code}" -eq 0 ] || explain "${file}" "${code}"
 }
 
-# parallel N LOG COMMAND...: run COMMAND with JOB replaced by 1 to N, all at once; LOG may have JOB in its name.
+# parallel N LOG COMMAND...: run COMMAND with JOB replaced by 1 to N, all at once, each with one of the GPUs if there
+# are any; LOG may have JOB in its name.
 parallel() {
-    local count=$1 file=$2 job code pids=()
+    local count=$1 file=$2 job code pids=() devices=()
     shift 2
     mkdir -p "$(dirname "${file}")"
+    [ "${ngpu}" -eq 0 ] || IFS=, read -r -a devices <<< "${CUDA_VISIBLE_DEVICES:-$(seq -s , 0 $((ngpu - 1)))}"
     for job in $(seq "${count}"); do
-        "${@//JOB/${job}}" > "${file//JOB/${job}}" 2>&1 &
+        (
+            if [ "${ngpu}" -gt 0 ]; then export CUDA_VISIBLE_DEVICES=${devices[(job - 1) % ${#devices[@]}]}; fi
+            exec "${@//JOB/${job}}"
+        ) > "${file//JOB/${job}}" 2>&1 &
         pids+=($!)
     done
     for job in $(seq "${count}"); do

@@ -72,7 +72,7 @@ exp=${expdir}/tts_${tag}
 decoded=${exp}/$(basename "${inference_config}" .yaml)_$(basename "${inference_model}" .pth)
 text_options="--use_preprocessor true --token_type ${token_type} --token_list ${tokens} --cleaner ${cleaner} --g2p ${g2p}"
 text_options+=" --bpemodel ${bpemodel}"
-features="--feats_extract wavcube --feats_extract_conf hop_length=320"
+features="--feats_extract wavcube --feats_extract_conf hop_length=320 --feats_extract_conf fs=${fs}"
 if [ -n "${model}" ]; then
     features+=" --feats_extract_conf model=${model}"
 else
@@ -90,7 +90,7 @@ speech_of() {
 
 if wanted 1; then
     log "stage 1: data preparation"
-    local/data.sh --datadir "${datadir}" --python "${python}" ${local_data_opts}
+    local/data.sh --datadir "${datadir}" ${local_data_opts}
 fi
 
 if wanted 2; then
@@ -134,7 +134,7 @@ if wanted 5; then
     jobs=$(${data} split "${stats}/logdir" "${nj}" \
         "train=${raw}/${train_set}/utt2num_samples" "valid=${raw}/${valid_set}/utt2num_samples")
     parallel "${jobs}" "${stats}/logdir/stats.JOB.log" \
-        ${espnet}.tts_train --collect_stats true --config "${train_config}" ${text_options} ${features} --normalize none \
+        ${espnet}.tts_train --collect_stats true --ngpu "$((ngpu > 0 ? 1 : 0))" --config "${train_config}" ${text_options} ${features} --normalize none \
         --train_data_path_and_name_and_type "${raw}/${train_set}/text,text,text" \
         --train_data_path_and_name_and_type "$(speech_of "${train_set}")" \
         --valid_data_path_and_name_and_type "${raw}/${valid_set}/text,text,text" \

@@ -1,0 +1,268 @@
+"""The ESPnet recipes: from nothing to synthesised and recognised speech, in a checkout, and with bad input."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from wavcube_plugins.espnet import data, score
+
+RECIPES = Path(__file__).parents[1] / "espnet_recipe"
+
+
+def run(folder, *arguments, script="./run.sh", timeout=1500):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name in ("LIBRITTS", "LIBRISPEECH"):
+        environment.pop(name, None)
+    command = [script, *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def refused(result):
+    """The one line of an error, after checking that it is one."""
+    assert result.returncode == 2, result.stderr[-2000:]
+    lines = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr[-2000:]
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def tts(tmp_path_factory):
+    """The TTS recipe, run on a small mini corpus from nothing to recordings."""
+    folder = tmp_path_factory.mktemp("recipe") / "tts1"
+    shutil.copytree(RECIPES / "tts1", folder)
+    sizes = "--mini_train 12 --mini_valid 3 --mini_test 2 --speakers 2"
+    tiny = "--max_epoch 2 --tts_conf dim=48 --tts_conf num_heads=1 --tts_conf num_layers=2 --tts_conf text_dim=32"
+    result = run(
+        folder,
+        *("--corpus", "mini", "--python", sys.executable, "--local_data_opts", sizes, "--stop_stage", 7),
+        *("--train_args", tiny, "--inference_args", "--steps 4"),
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return folder, result
+
+
+def test_tts_from_nothing_to_recordings(tts):
+    folder, result = tts
+    assert [line for line in result.stdout.splitlines() if line.startswith("2epoch results")]
+    out = folder / "exp/tts_train_mini_char/decode_valid.loss.best/test"
+    recordings = data.read_table(out / "wav/wav.scp")
+    assert recordings.keys() == data.read_table(folder / "data/test/text").keys()
+    for path in recordings.values():
+        samples, rate = soundfile.read(folder / path)
+        assert rate == 16000 and len(samples) > 8000 and np.isfinite(samples).all() and np.abs(samples).max() > 1e-3
+    # Prompts are other sentences of the same speaker.
+    prompts, texts = (data.read_table(folder / "dump/raw/test" / name) for name in ("prompt.scp", "prompt_text"))
+    for key, path in prompts.items():
+        assert Path(path).stem.startswith("read-train-") and texts[key] in (folder / "data/train/text").read_text()
+        assert data.read_table(folder / "data/train/utt2spk")[f"{key[:5]}-{Path(path).stem}"] == key[:5]
+    assert not [name for name in torch.load(folder / "exp/tts_train_mini_char/latest.pth") if "feats_extract" in name]
+
+
+def test_tts_goes_on_where_it_was(tts):
+    folder, _ = tts
+    result = run(
+        folder,
+        *("--corpus", "mini", "--python", sys.executable, "--stage", 6, "--stop_stage", 6),
+        *("--train_args", "--max_epoch 3 --tts_conf dim=48 --tts_conf num_heads=1 --tts_conf num_layers=2 "
+          "--tts_conf text_dim=32"),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    epochs = [line[:6] for line in result.stdout.splitlines() if "epoch results" in line]
+    assert epochs == ["3epoch"]
+
+
+def test_asr_from_tokens_to_scores(tts, tmp_path):
+    """The ASR recipe on the data of the other; its own first stages are the same calls."""
+    folder = tmp_path / "asr1"
+    shutil.copytree(RECIPES / "asr1", folder)
+    shared = ("--datadir", tts[0] / "data", "--dumpdir", tts[0] / "dump")
+    tiny = "--max_epoch 1 --encoder_conf output_size=32 --encoder_conf num_blocks=1"
+    result = run(
+        folder,
+        *("--corpus", "mini", "--python", sys.executable, "--stage", 10, *shared, "--asr_args", tiny),
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    out = folder / "exp/asr_train_mini_char/decode_mini_valid.loss.best/test"
+    scores = json.loads((out / "score.json").read_text())
+    assert scores["utterances"] == 2 and scores["cer"] > 0 and f"CER {scores['cer']:.1f} %" in result.stdout
+
+
+def test_failures_of_the_stages_are_one_sentence(tts, tmp_path):
+    folder = tmp_path / "tts1"
+    shutil.copytree(tts[0], folder, symlinks=True)
+    mini = ("--corpus", "mini", "--python", sys.executable)
+    stage = lambda number: ("--stage", number, "--stop_stage", number)  # noqa: E731
+
+    assert "LIBRITTS in db.sh is empty" in refused(run(folder, "--python", sys.executable, *stage(1)))
+    (folder / "db.sh").write_text(f"LIBRITTS={tmp_path}\n")
+    assert "no folder train-clean-100 in it" in refused(run(folder, "--python", sys.executable, *stage(1)))
+    assert "--fs 24000: WavCube works at 16000 Hz" in refused(run(folder, *mini, "--fs", 24000))
+    assert "unknown option --stagge" in refused(run(folder, *mini, "--stagge", 3))
+    assert "nix.yaml: no such configuration file" in refused(run(folder, *mini, "--train_config", "nix.yaml"))
+    assert "has no ESPnet with WavCube" in refused(run(folder, "--corpus", "mini", "--python", "/bin/false"))
+
+    def broken(path, content, number):
+        path = folder / path
+        before = path.read_text()
+        path.write_text(content(before) if callable(content) else content)
+        sentence = refused(run(folder, *mini, *stage(number)))
+        path.write_text(before)
+        return sentence
+
+    text = "dump/raw/train/text"
+    assert f"{text}: is empty" in broken(text, "", 4)
+    assert "data/train/text: is empty" in broken("data/train/text", "", 2)
+    test_text = "dump/raw/test/text"
+    sentence = broken(test_text, lambda old: old.replace("-0", "-0", 1).replace("\n", " Ω\n", 1), 7)
+    assert "characters that the model was not trained on, 'Ω'" in sentence and test_text in sentence
+
+    key = next(iter(data.read_table(folder / "data/test/text")))
+    keys = list(data.read_table(folder / "data/test/text"))
+    for seconds, rate, how in [(0.4, 16000, "too short, 0.40 s"), (13.0, 22050, "too long, 13.00 s")]:
+        prompt = tmp_path / "prompt.wav"
+        soundfile.write(prompt, np.zeros(int(seconds * rate)), rate)
+        data.write_table(folder / "data/test/prompt.scp", dict.fromkeys(keys, prompt))
+        data.write_table(folder / "data/test/prompt_text", dict.fromkeys(keys, "a prompt"))
+        sentence = refused(run(folder, *mini, *stage(7)))
+        assert how in sentence and "prompt.wav" in sentence
+    data.write_table(folder / "data/test/prompt_text", {"other": "a prompt"})
+    assert f"prompt_text: {key} is missing; a prompt needs" in refused(run(folder, *mini, *stage(7)))
+    shutil.rmtree(folder / "exp/tts_train_mini_char")
+    assert "valid.loss.best.pth: no such model; run --stage 6 first" in refused(run(folder, *mini, *stage(7)))
+
+
+def test_setup_installs_into_a_checkout(tts, tmp_path):
+    """Around a stand-in for tts.sh that notes its options, in the layout of a checkout."""
+    egs2 = tmp_path / "espnet/egs2"
+    for name in ("tts1/tts.sh", "tts1/path.sh", "asr1/asr.sh", "asr1/path.sh", "asr1/db.sh"):
+        path = egs2 / "TEMPLATE" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@" "--end" >> options.txt\n' if "sh" in name else "")
+        path.chmod(0o755)
+    for name in ("path.sh", "db.sh"):
+        for path in egs2.rglob(name):
+            path.write_text("")
+    for name in ("scripts", "pyscripts", "utils", "steps"):
+        (egs2 / "TEMPLATE/asr1" / name).mkdir()
+    setup = RECIPES / "setup.sh"
+    for target, sentence in [
+        (egs2 / "mine/tts2", "must be called tts1 or asr1"),
+        (tmp_path / "elsewhere/mine/tts1", "must be egs2 of an ESPnet checkout"),
+        (egs2 / "TEMPLATE/tts1", "choose a folder of its own"),
+    ]:
+        assert sentence in refused(run(tmp_path, target, script=setup))
+    (egs2 / "libritts/tts1").mkdir(parents=True)
+    (egs2 / "libritts/tts1/run.sh").write_text("./tts.sh\n")
+    assert "has a recipe of its own" in refused(run(tmp_path, egs2 / "libritts/tts1", script=setup))
+
+    folder = egs2 / "libritts_wavcube/tts1"
+    for _ in range(2):  # again is an update
+        assert run(tmp_path, folder, script=setup).returncode == 0
+    assert {path.name for path in folder.iterdir() if path.is_symlink()} == {
+        *("tts.sh", "path.sh", "db.sh", "scripts", "pyscripts", "utils", "steps")
+    }
+    assert not any(path.is_symlink() for path in (folder / "local").iterdir())
+    for name in ("data", "dump"):
+        shutil.copytree(tts[0] / name, folder / name)
+    python = ("--corpus", "mini", "--python", sys.executable)
+    result = run(folder, *python, "--stage", 5, "--stop_stage", 7, "--ngpu", 2, "--nj", 3)
+    assert result.returncode == 0, result.stderr[-2000:]
+    calls = (folder / "options.txt").read_text().split("--end\n")[:-1]
+    assert len(calls) == 2
+    for call, (first, last) in zip(calls, [("5", "6"), ("7", "7")], strict=True):
+        lines = call.splitlines()
+        given = dict(zip(lines[::2], lines[1::2], strict=True))
+        assert given["--python"] == f"{sys.executable} -m wavcube_plugins.espnet.run"
+        assert given["--feats_extract"] == "wavcube" and given["--n_shift"] == "320" and given["--fs"] == "16000"
+        assert (given["--stage"], given["--stop_stage"], given["--ngpu"], given["--nj"]) == (first, last, "2", "3")
+        assert (folder / given["--train_config"]).is_file() and (folder / given["--inference_config"]).is_file()
+    assert "dump/raw/test/prompt.scp,prompt_speech,sound" in given["--inference_args"]
+    assert (folder / "dump/raw/test/prompt.scp").is_file()
+
+    folder = egs2 / "librispeech_wavcube/asr1"
+    assert run(tmp_path, folder, script=setup).returncode == 0
+    assert run(folder, *python, "--stage", 10).returncode == 0
+    assert "--frontend" not in (folder / "options.txt").read_text()  # it stands in the configuration
+    assert "wavcube_plugins.espnet.run" in (folder / "options.txt").read_text()
+
+
+def test_corpora_become_data_folders(tmp_path):
+    speech = np.random.default_rng(0).normal(size=24000).astype("float32") / 10
+    for number, words in enumerate(["Hello there.", "Good bye."]):
+        stem = tmp_path / f"LibriTTS/train-clean-100/103/1240/103_1240_00000{number}_000000"
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(f"{stem}.wav", speech, 24000)
+        Path(f"{stem}.normalized.txt").write_text(words + "\n")
+    assert data.main(["libritts", str(tmp_path), str(tmp_path / "data"), "--valid", "", "--test", ""]) == 2
+    parts = ["--train", "train-clean-100", "--valid", "train-clean-100", "--test", "train-clean-100"]
+    assert data.main(["libritts", str(tmp_path), str(tmp_path / "data"), *parts]) == 0
+    assert data.read_table(tmp_path / "data/train/text")["103-1240-000001-000000"] == "Good bye."
+    data.format_folder(tmp_path / "data/train", tmp_path / "dump", fs=16000, longest=20)
+    assert set(data.read_table(tmp_path / "dump/utt2num_samples").values()) == {"16000"}
+    data.make_prompts(tmp_path / "dump")
+    assert data.read_table(tmp_path / "dump/prompt_text")["103-1240-000000-000000"] == "Good bye."
+    with pytest.raises(data.DataError, match=r"no utterance lasts between None and 0\.5 s"):
+        data.format_folder(tmp_path / "data/train", tmp_path / "dump2", fs=16000, longest=0.5)
+
+    chapter = tmp_path / "LibriSpeech/dev-clean/84/121/84-121.trans.txt"
+    chapter.parent.mkdir(parents=True)
+    chapter.write_text("84-121-0000 GO DO YOU HEAR\n")
+    parts = ["--train", "dev-clean", "--valid", "dev-clean", "--test", "dev-clean"]
+    assert data.main(["librispeech", str(tmp_path / "LibriSpeech"), str(tmp_path / "libri"), *parts]) == 0
+    assert data.read_table(tmp_path / "libri/test/wav.scp")["84-121-0000"].endswith("84/121/84-121-0000.flac")
+
+
+def test_sub_words(tmp_path):
+    text = {f"u{index}": f"the red boat number {index} went down the river again" for index in range(60)}
+    data.write_table(tmp_path / "text", text)
+    assert data.main(["bpe", str(tmp_path / "text"), str(tmp_path / "bpe"), "30"]) == 0
+    tokens = (tmp_path / "bpe/tokens.txt").read_text().splitlines()
+    assert tokens[:2] == ["<blank>", "<unk>"] and tokens[-1] == "<sos/eos>" and len(set(tokens)) == 30
+    from espnet2.text.sentencepiece_tokenizer import SentencepiecesTokenizer
+
+    pieces = SentencepiecesTokenizer(str(tmp_path / "bpe/bpe.model")).text2tokens("the river boat 7")
+    assert set(pieces) <= set(tokens)
+    with pytest.raises(data.DataError, match="no 4000 sub-words can be made of 60 texts; lower --nbpe"):
+        data.train_bpe(tmp_path / "text", tmp_path / "bpe2", 4000)
+
+
+def test_lists_are_split_evenly_and_completely(tmp_path):
+    data.write_table(tmp_path / "long", {f"k{index:02}": index for index in range(10)})
+    data.write_table(tmp_path / "short", {f"k{index:02}": index for index in range(4)})
+    lists = {"a": tmp_path / "long", "b": tmp_path / "short"}
+    assert data.split_keys(tmp_path / "out", 3, lists) == 3 and data.split_keys(tmp_path / "most", 9, lists) == 4
+    for folder, count in (("out", 3), ("most", 4)):
+        for name, path in lists.items():
+            parts = [data.read_table(tmp_path / folder / f"{name}.{part + 1}.scp") for part in range(count)]
+            assert {key: value for part in parts for key, value in part.items()} == data.read_table(path)
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_scores_of_text(tmp_path, capsys):
+    data.write_table(tmp_path / "ref", {"a": "the red boat", "b": "go home"})
+    (tmp_path / "hyp").write_text("a the bed boat\n")
+    scores = score.score_text(tmp_path / "ref", tmp_path / "hyp")
+    assert scores == {"wer": pytest.approx(60), "cer": pytest.approx(100 * 7 / 16), "utterances": 2, "missing": 1}
+    (tmp_path / "hyp").write_text("c nothing\n")
+    assert score.main(["text", str(tmp_path / "ref"), str(tmp_path / "hyp")]) == 2
+    assert "has none of the utterances of" in capsys.readouterr().err
+
+
+def test_scores_of_speech(tmp_path):
+    data.prepare_mini(tmp_path, {"test": 3}, speakers=2, corpus=tmp_path / "audio")
+    silence = tmp_path / "silence.wav"
+    soundfile.write(silence, 1e-4 * np.random.default_rng(0).normal(size=16000), 16000)
+    data.write_table(tmp_path / "bad.scp", dict.fromkeys(data.read_table(tmp_path / "test/text"), silence))
+    good, bad = score.score_speech(
+        *(tmp_path / "test/phones", tmp_path / "test/wav.scp", tmp_path / "bad.scp"),
+        cache=tmp_path, utterances=30, epochs=4, progress=False,
+    )  # fmt: skip
+    assert good["per"] < 60 < bad["per"] and good["utterances"] == 3
