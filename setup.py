@@ -19,7 +19,7 @@ EXTRAS = {
         "pandas",
         "matplotlib",
     ],
-    "espnet": ["espnet>=202511", "setuptools<74", "sentencepiece", "matplotlib", "phonemizer", "transformers<5"],
+    "espnet": ["espnet>=202511", "setuptools<74", "sentencepiece", "matplotlib", "phonemizer", "transformers<5", "six"],
     "speechbrain": ["speechbrain>=1.1.1", "sentencepiece", "tensorboard", "h5py"],
     "eval": ["pystoi", "pesq", "matplotlib"],
     "synthesis": ["espeakng-loader"],
