@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"{folder}: no such folder; train a recipe first")
     settings = folder / "hyperparams.yaml"
     if settings.is_file():
-        modules = (yaml.load(settings.read_text(encoding="utf-8"), Loader=_Names) or {}).get("modules", {})
+        modules = (yaml.load(settings.read_text(encoding="utf-8"), Loader=_Names) or {}).get("modules") or {}
     elif (folder / "model.safetensors").is_file():
         modules = {"codec": None}
     else:

@@ -11,6 +11,7 @@ except ImportError:
     sys.exit("asr_ctc/train.py: error: this script needs SpeechBrain: pip install 'wavcube-plugins[speechbrain]'")
 import torch
 from speechbrain.decoders import ctc_greedy_decode
+from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.metric_stats import ErrorRateStats
 
 from wavcube_plugins.speechbrain import OnWavCube
@@ -60,7 +61,7 @@ class Recogniser(Recipe):
         self.words, self.letters = ErrorRateStats(), ErrorRateStats()
 
     def scores(self, stage):
-        if stage == sb.Stage.TEST:
+        if stage == sb.Stage.TEST and if_main_process():
             with (self.folder / f"wer_{self.split}.txt").open("w", encoding="utf-8") as file:
                 self.words.write_stats(file)
         return {"WER": self.words.summarize("error_rate"), "CER": self.letters.summarize("error_rate")}

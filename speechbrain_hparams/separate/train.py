@@ -6,10 +6,10 @@ from __future__ import annotations
 import sys
 
 try:
-    import torch
-    from speechbrain.utils.distributed import if_main_process  # noqa: F401
+    import speechbrain  # noqa: F401
 except ImportError:
     sys.exit("separate/train.py: error: this script needs SpeechBrain: pip install 'wavcube-plugins[speechbrain]'")
+import torch
 
 from wavcube_plugins.speechbrain.recipes.command import main
 from wavcube_plugins.speechbrain.recipes.restoration import RestorationRecipe

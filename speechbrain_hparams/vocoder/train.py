@@ -13,7 +13,7 @@ import math
 from importlib.util import find_spec
 
 import torch
-from speechbrain.utils.distributed import get_rank, main_process_only
+from speechbrain.utils.distributed import get_rank, if_main_process, main_process_only
 
 from wavcube_plugins import load_model
 from wavcube_plugins.audio import write_audio
@@ -110,7 +110,7 @@ class Vocoder(Recipe):
                 for metric in _METRICS:
                     if values[metric] is not None:
                         self.sums.setdefault(f"{metric}{kind}", []).append(values[metric])
-                if self.examples < self.settings["examples"] and self.logger:
+                if self.examples < self.settings["examples"] and if_main_process():
                     place = self.folder / "examples" / self.split / f"{name}{kind or '_after'}.wav"
                     write_audio(place, estimate, self.lobe.sample_rate)
             self.examples += 1

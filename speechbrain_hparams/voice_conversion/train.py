@@ -15,6 +15,7 @@ import hashlib
 from collections import defaultdict
 
 import torch
+from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.metric_stats import ErrorRateStats
 
 from wavcube_plugins.audio import write_audio
@@ -131,7 +132,7 @@ class Conversion(Recipe):
                     if self.asr and "text" in manifest[name]:
                         found = self.asr.transcribe_batch(waveforms[row : row + 1, :length], torch.ones(1))[0][0]
                         words[kind].append([name], [found.split()], [manifest[name]["text"].split()])
-                    if total + row < self.settings["examples"] and self.logger:
+                    if total + row < self.settings["examples"] and if_main_process():
                         place = self.folder / "examples" / split / f"{name}.{kind}.wav"
                         write_audio(place, waveforms[row, :length], self.lobe.sample_rate)
             total += len(batch.id)

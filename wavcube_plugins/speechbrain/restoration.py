@@ -93,7 +93,7 @@ def apply_masks(waveforms: Tensor, masks: Tensor, frames: Tensor) -> Tensor:
     """Filter waveforms by masks of their spectrograms.
 
     Args:
-        waveforms: (B, T).
+        waveforms: (B, T), zero beyond their lengths.
         masks: (B, S, 2 L, bins).
         frames: (B,) latent frames; beyond them an item's last mask goes on, since the latent ends before the waveform.
 
@@ -102,15 +102,16 @@ def apply_masks(waveforms: Tensor, masks: Tensor, frames: Tensor) -> Tensor:
     """
     window = torch.hann_window(N_FFT, device=waveforms.device)
     with torch.autocast(waveforms.device.type, enabled=False):
-        spectrum = torch.stft(
-            waveforms.float(), N_FFT, HOP, window=window, pad_mode="constant", return_complex=True
-        ).transpose(1, 2)  # (B, N, bins)
+        # With silence behind it, so that the last samples lie under as many windows as those of a padded item.
+        padded = F.pad(waveforms.float(), (0, N_FFT))
+        spectrum = torch.stft(padded, N_FFT, HOP, window=window, pad_mode="constant", return_complex=True)
+        spectrum = spectrum.transpose(1, 2)  # (B, N, bins)
         position = torch.arange(spectrum.shape[1], device=masks.device)
         position = torch.minimum(position, _PER_FRAME * frames[:, None] - 1)  # (B, N)
         index = position[:, None, :, None].expand(-1, masks.shape[1], -1, masks.shape[-1])
         filtered = (spectrum[:, None] * masks.float().gather(2, index)).flatten(0, 1).transpose(1, 2)
-        filtered = torch.istft(filtered, N_FFT, HOP, window=window, length=waveforms.shape[1])
-    return filtered.view(*masks.shape[:2], -1)
+        filtered = torch.istft(filtered, N_FFT, HOP, window=window, length=padded.shape[1])
+    return filtered[:, : waveforms.shape[1]].reshape(*masks.shape[:2], -1)
 
 
 class WaveformRestorer(nn.Module):
@@ -141,12 +142,13 @@ class WaveformRestorer(nn.Module):
         if wav_lens is None:
             wav_lens = torch.ones(len(wav), device=wav.device)
         frames = self.model.frame_counts(wav, wav_lens)
+        valid = length_mask(absolute_lengths(wav_lens, wav), wav.shape[1])
+        wav = wav * valid
         result = self.model(wav, wav_lens)
         if self.output == "masks":
             clean = apply_masks(wav, result["masks"], frames)
         else:
             clean = decode_sources(self.model.wavcube, result["latents"], frames, wav.shape[1])
-        valid = length_mask(absolute_lengths(wav_lens, wav), wav.shape[1])
         clean = clean * valid[:, None]
         return (clean[:, 0] if clean.shape[1] == 1 else clean), wav_lens
 

@@ -97,7 +97,8 @@ class Recipe(sb.Brain):
         recoverables = {**modules, "epochs": self.epochs}
         checkpointer = AtomicCheckpointer(self.folder / "save", recoverables)
         super().__init__(modules, None, {**settings, "output_folder": str(self.folder)}, run_opts, checkpointer)
-        self.logger = FileTrainLogger(self.folder / "train_log.txt") if if_main_process() else None
+        # Called in all processes: it writes in the main one and lets the others wait.
+        self.logger = FileTrainLogger(self.folder / "train_log.txt")
 
     # What a recipe defines --------------------------------------------------------------------------------------------
 
@@ -215,16 +216,14 @@ class Recipe(sb.Brain):
             return
         scores = {"loss": float(stage_loss), **{name: float(value) for name, value in self.scores(stage).items()}}
         if stage == sb.Stage.VALID:
-            if self.logger:
-                self.logger.log_stats({"epoch": epoch}, {"loss": self.train_loss}, scores)
+            self.logger.log_stats({"epoch": epoch}, {"loss": self.train_loss}, scores)
             name, best = self.monitor
             self.checkpointer.save_and_keep_only(
                 meta=scores, num_to_keep=1, importance_keys=[], **{f"{best}_keys": [name]}
             )
         else:
             self.results[self.split] = scores
-            if self.logger:
-                self.logger.log_stats({"split": self.split}, test_stats=scores)
+            self.logger.log_stats({"split": self.split}, test_stats=scores)
 
     def _save_intra_epoch_ckpt(self):
         self.checkpointer.save_and_keep_only(

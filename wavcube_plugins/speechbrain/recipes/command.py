@@ -17,7 +17,6 @@ import yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.utils.distributed import ddp_barrier, ddp_init_group, get_rank, if_main_process
 
-from wavcube_plugins.audio import AudioError
 from wavcube_plugins.speechbrain import corpora
 from wavcube_plugins.speechbrain.recipes.brain import INFERENCE_NAME, Recipe, TrainingError
 from wavcube_plugins.speechbrain.recipes.data import DataError, read_manifest
@@ -67,11 +66,6 @@ def main(recipe: type[Recipe], script: str, arguments: list[str]) -> int:
         _complain(name, error)
         return 1
     except (ValueError, OSError, ImportError) as error:
-        _complain(name, error)
-        return 2
-    except RuntimeError as error:
-        if "AudioError" not in str(error):
-            raise
         _complain(name, error)
         return 2
     except KeyboardInterrupt:
@@ -276,5 +270,3 @@ def _complain(name: str, error: Exception | str) -> None:
         # It comes from a worker process; the last line is what was raised there.
         message = message.strip().splitlines()[-1].partition(": ")[2]
     print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
-    if isinstance(error, AudioError):
-        logging.getLogger(__name__).debug("the file cannot be used", exc_info=error)

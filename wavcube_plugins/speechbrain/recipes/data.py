@@ -91,16 +91,17 @@ class Speech:
         """
         if self.lobe.features != "latent" or not self.lobe.freeze:
             raise DataError("--cache keeps latents of a frozen model: it needs features: latent and freeze: True")
-        if not self.resample:
-            for manifest in manifests.values():
-                for entry in manifest.values():
-                    self._check(entry[key])
         utterances = [
             Utterance(f"{split}/{name}", os.path.abspath(entry[key]))
             for split, manifest in sorted(manifests.items())
             for name, entry in manifest.items()
         ]
         folder = self.cache / key
+        if not self.resample:
+            known = _read_index(folder)
+            for utterance in utterances:
+                if utterance.id not in known:
+                    self._check(utterance.source)
         rank, size = get_rank() or 0, 1
         if torch.distributed.is_initialized():
             size = torch.distributed.get_world_size()
@@ -175,6 +176,7 @@ class _Cached:
 
 
 def _read_index(folder: Path) -> dict[str, str]:
-    lines = (folder / INDEX_NAME).read_text(encoding="utf-8").splitlines()
+    path = folder / INDEX_NAME
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     records = [json.loads(line) for line in lines]
     return {record["id"]: record["path"] for record in records}

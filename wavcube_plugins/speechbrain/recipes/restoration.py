@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import speechbrain as sb
 import torch
+from speechbrain.utils.distributed import if_main_process
 from torch import Tensor
 
 from wavcube_plugins.audio import write_audio
@@ -141,7 +142,7 @@ class RestorationRecipe(Recipe):
                     for metric in _METRICS:
                         if values.get(metric) is not None:
                             self.sums.setdefault(f"{metric}_{kind}", []).append(values[metric])
-                    if stage == sb.Stage.TEST and self.examples < self.settings["examples"] and self.logger:
+                    if stage == sb.Stage.TEST and self.examples < self.settings["examples"] and if_main_process():
                         place = self.folder / "examples" / self.split / f"{name}.{kind}{number + 1}.wav"
                         write_audio(place, estimate / max(1.0, float(estimate.abs().max())), self.lobe.sample_rate)
             self.examples += 1
