@@ -505,7 +505,7 @@ def _ic(site: Site) -> None:
     tables = [f"data/{part}_data.csv" for part in ("train", "valid", "test")]
     if root is None or not site.files(root, tables, "tables"):
         return
-    paths = []
+    paths, known = [], {}
     for table in tables:
         with open(root / table, encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
@@ -513,7 +513,12 @@ def _ic(site: Site) -> None:
             if lost:
                 site.missing.append(f"{root / table}: the column {sorted(lost)[0]} is missing")
             else:
-                paths += [row["path"] for row in rows]
+                found = list(rows)
+                paths += [row["path"] for row in found]
+                values = {(slot, row[slot]) for row in found for slot in ("action", "object", "location")}
+                known = known or values
+                for slot, value in sorted(values - known)[:1]:
+                    site.missing.append(f"{root / table}: the {slot} {value!r} does not occur in {tables[0]}")
     site.files(root, paths, "audio files")
 
 

@@ -61,6 +61,8 @@ def make_slots(device: str, jobs: int | None = None, gpus: Sequence[str] = ()) -
         gpus: Numbers or names of GPUs, one place each; by default the one that is visible.
     """
     cores = os.cpu_count() or 1
+    if os.environ.get("OMP_NUM_THREADS", "").isdecimal():  # what the user allows to each
+        cores = min(cores, int(os.environ["OMP_NUM_THREADS"]) * (jobs or 1))
     if device == "cpu":
         jobs = jobs or 1
         # s3prl asks for a GPU in a few places whatever --device says, so none is to be seen.
@@ -477,7 +479,10 @@ def _sounding_length(path: Path) -> int:
 
 def _last_words(output: str) -> str:
     lines = [line.strip() for line in re.split(r"[\r\n]", output) if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    # A progress bar may print itself once more behind the error.
+    said = [line for line in lines if not re.search(r"\d+%\|", line)]
+    errors = [line for line in said[-5:] if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
+    return (errors or said or lines or ["it said nothing"])[-1]
 
 
 def missing_packages(tasks: Sequence[Task]) -> list[str]:
