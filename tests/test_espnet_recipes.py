@@ -99,7 +99,9 @@ def test_failures_of_the_stages_are_one_sentence(tts, tmp_path):
     folder = tmp_path / "tts1"
     shutil.copytree(tts[0], folder, symlinks=True)
     mini = ("--corpus", "mini", "--python", sys.executable)
-    stage = lambda number: ("--stage", number, "--stop_stage", number)  # noqa: E731
+
+    def stage(number):
+        return "--stage", number, "--stop_stage", number
 
     assert "LIBRITTS in db.sh is empty" in refused(run(folder, "--python", sys.executable, *stage(1)))
     (folder / "db.sh").write_text(f"LIBRITTS={tmp_path}\n")
@@ -108,35 +110,59 @@ def test_failures_of_the_stages_are_one_sentence(tts, tmp_path):
     assert "unknown option --stagge" in refused(run(folder, *mini, "--stagge", 3))
     assert "nix.yaml: no such configuration file" in refused(run(folder, *mini, "--train_config", "nix.yaml"))
     assert "has no ESPnet with WavCube" in refused(run(folder, "--corpus", "mini", "--python", "/bin/false"))
+    for name, number in [("data/train/text", 2), ("dump/raw/org/valid/text", 3), ("dump/raw/train/text", 4)]:
+        before = (folder / name).read_text()
+        (folder / name).write_text("")
+        assert f"{name}: is empty" in refused(run(folder, *mini, *stage(number)))
+        (folder / name).write_text(before)
+    shutil.rmtree(folder / "exp/tts_train_mini_char")
+    assert "valid.loss.best.pth: no such model; run --stage 6 first" in refused(run(folder, *mini, *stage(7)))
 
-    def broken(path, content, number):
-        path = folder / path
-        before = path.read_text()
-        path.write_text(content(before) if callable(content) else content)
-        sentence = refused(run(folder, *mini, *stage(number)))
-        path.write_text(before)
-        return sentence
 
-    text = "dump/raw/train/text"
-    assert f"{text}: is empty" in broken(text, "", 4)
-    assert "data/train/text: is empty" in broken("data/train/text", "", 2)
-    test_text = "dump/raw/test/text"
-    sentence = broken(test_text, lambda old: old.replace("-0", "-0", 1).replace("\n", " Ω\n", 1), 7)
-    assert "characters that the model was not trained on, 'Ω'" in sentence and test_text in sentence
+def test_what_is_wrong_with_data_is_one_sentence(tts, tmp_path, capsys):
+    shutil.copytree(tts[0] / "dump/raw/test", tmp_path / "test")
+    shutil.copytree(tts[0] / "data/test", tmp_path / "given")
+    tokens = tts[0] / "dump/token_list/char/tokens.txt"
+    texts = data.read_table(tmp_path / "test/text")
+    first, *_ = texts
 
-    key = next(iter(data.read_table(folder / "data/test/text")))
-    keys = list(data.read_table(folder / "data/test/text"))
+    def sentence(*arguments):
+        assert data.main([*map(str, arguments)]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        return lines[0]
+
+    prompts = ("prompts", tmp_path / "test", "--given", tmp_path / "given", "--source", tts[0] / "dump/raw/train")
+    assert data.main([*map(str, prompts), "--token_list", str(tokens)]) == 0
+    data.write_table(tmp_path / "test/text", {**texts, first: "naïve Ω"})
+    said = sentence(*prompts, "--token_list", tokens)
+    assert f"test/text: {first} has characters that the model was not trained on, 'ï' 'Ω'" in said
+    assert "no such token list; run --stage 4 first" in sentence("check", tmp_path / "test", "--token_list", "nix.txt")
+
     for seconds, rate, how in [(0.4, 16000, "too short, 0.40 s"), (13.0, 22050, "too long, 13.00 s")]:
         prompt = tmp_path / "prompt.wav"
         soundfile.write(prompt, np.zeros(int(seconds * rate)), rate)
-        data.write_table(folder / "data/test/prompt.scp", dict.fromkeys(keys, prompt))
-        data.write_table(folder / "data/test/prompt_text", dict.fromkeys(keys, "a prompt"))
-        sentence = refused(run(folder, *mini, *stage(7)))
-        assert how in sentence and "prompt.wav" in sentence
-    data.write_table(folder / "data/test/prompt_text", {"other": "a prompt"})
-    assert f"prompt_text: {key} is missing; a prompt needs" in refused(run(folder, *mini, *stage(7)))
-    shutil.rmtree(folder / "exp/tts_train_mini_char")
-    assert "valid.loss.best.pth: no such model; run --stage 6 first" in refused(run(folder, *mini, *stage(7)))
+        data.write_table(tmp_path / "given/prompt.scp", dict.fromkeys(texts, prompt))
+        data.write_table(tmp_path / "given/prompt_text", dict.fromkeys(texts, "a prompt"))
+        said = sentence(*prompts)
+        assert how in said and "prompt.wav" in said
+    data.write_table(tmp_path / "given/prompt_text", {"other": "a prompt"})
+    assert f"prompt_text: {first} is missing; a prompt needs a recording and its transcript" in sentence(*prompts)
+
+    prompt.write_text("no audio")
+    data.write_table(tmp_path / "test/text", texts)
+    data.write_table(tmp_path / "test/wav.scp", dict.fromkeys(texts, prompt))
+    assert "prompt.wav" in sentence("format", tmp_path, tmp_path / "out", "test", "--fs", "16k")
+    soundfile.write(prompt, np.zeros(8000), 8000)
+    assert "has 8000 Hz, the model takes 16000 Hz" in sentence("check", tmp_path / "test", "--fs", "16000")
+    data.write_table(tmp_path / "test/wav.scp", dict.fromkeys(texts, "sox a.wav -t wav - |"))
+    assert "is a pipe, which needs Kaldi's tools" in sentence(
+        "format", tmp_path, tmp_path / "out", "test", "--fs", "16k"
+    )
+    data.write_table(tmp_path / "test/wav.scp", {"stranger": prompt})
+    assert "is in wav.scp but not in text" in sentence("check", tmp_path / "test")
+    (tmp_path / "test/text").write_text(f"{first}\n")
+    assert f"text:1: {first} has nothing behind it" in sentence("check", tmp_path / "test")
 
 
 def test_setup_installs_into_a_checkout(tts, tmp_path):

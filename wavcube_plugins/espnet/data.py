@@ -303,8 +303,6 @@ def format_folder(
         DataError: nothing is left.
         AudioError: a recording that cannot be read.
     """
-    from wavcube_plugins.audio import AudioWarning
-
     source, target = Path(source), Path(target)
     entries = read_folder(source)
     jobs = {key: entry.path for key, entry in entries.items()}
@@ -315,6 +313,8 @@ def format_folder(
     def convert(item: tuple[str, str]) -> tuple[str, str, int]:
         key, path = item
         return (key, *_to_rate(path, target / "audio" / f"{key}.flac", fs))
+
+    from wavcube_plugins.audio import AudioWarning
 
     with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
         warnings.simplefilter("ignore", AudioWarning)  # several channels are mixed, as format_wav_scp.sh does not warn
