@@ -4,6 +4,9 @@ import copy
 import dataclasses
 import itertools
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -357,6 +360,18 @@ def test_evaluation_and_sampling_use_the_average():
             parameter.data = torch.randn_like(parameter)
     assert torch.equal(model(latent, lengths, tokens, token_lengths).loss, before)
     assert torch.equal(model.sample(tokens, token_lengths, lengths, steps=2, seeds=0)[0], sampled)
+
+
+def test_two_processes_keep_the_same_average(tmp_path):
+    script = Path(__file__).with_name("tts_ranks.py")
+    processes = [subprocess.Popen([sys.executable, script, str(rank), tmp_path]) for rank in range(2)]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert int(first["ema_steps"]) == 8
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    name = "transformer.out_proj.weight"
+    assert (first[f"network.{name}"] - first[f"ema.{name}"]).abs().max() > 1e-4
 
 
 # Sampling ----------------------------------------------------------------------------------------------------------
