@@ -41,6 +41,15 @@ class TrainingError(RuntimeError):
 class AtomicCheckpointer(Checkpointer):
     """Names a checkpoint as one only when all of it is on the disk, so that a kill never leaves half of one."""
 
+    def recover_if_possible(self, *arguments, **keywords):
+        try:
+            return super().recover_if_possible(*arguments, **keywords)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise data.DataError(
+                f"{self.checkpoints_dir}: holds checkpoints that do not fit these settings and data "
+                f"({str(error).strip().splitlines()[-1].strip()}); choose another --output_folder, or remove it"
+            ) from error
+
     def save_checkpoint(self, *arguments, **keywords):
         checkpoint = super().save_checkpoint(*arguments, **keywords)
         if checkpoint is not None:  # in the main process
@@ -55,7 +64,7 @@ class AtomicCheckpointer(Checkpointer):
 class Recipe(sb.Brain):
     """A recipe: data, model, losses and scores of one task around SpeechBrain's loop.
 
-    A recipe defines `needs`, `build`, `datasets`, `compute_forward`, `compute_objectives` and `scores`, and, for
+    A recipe defines `needs`, `build`, `dataset`, `compute_forward`, `compute_objectives` and `scores`, and, for
     inference, `export`.
 
     * Resumed mid-epoch, a run ends with the weights of one left alone: the order of the data and, by a seed for each

@@ -122,6 +122,7 @@ def read_settings(arguments: list[str], usage: str = "") -> tuple[dict, object, 
     _check_values(overrides, plain)
     if overrides.get("mini", plain["mini"]):
         overrides = {**plain["mini_settings"], **overrides}
+    _check_places(_plain(resolve_references(text, dict(overrides)).getvalue(), path))
     try:
         settings = load_hyperpyyaml(text, overrides)
     except ValueError:
@@ -188,6 +189,20 @@ def _check_values(overrides: dict, plain: dict) -> None:
             raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
+def _check_places(plain: dict) -> None:
+    """Look for the data before anything is loaded."""
+    if plain["mini"]:
+        return
+    if plain["data_folder"] is not None:
+        if not Path(plain["data_folder"]).is_dir():
+            raise DataError(f"{plain['data_folder']}: no such folder; --data_folder is where the corpus lies")
+    elif not Path(plain["manifests"], "train.json").is_file():
+        raise DataError(
+            f"{plain['manifests']}/train.json: no such manifest; name a corpus with --data_folder, a folder of "
+            "your own manifests with --manifests, or try --mini"
+        )
+
+
 def _check_options(run_opts) -> None:
     for name in sorted(run_opts.overridden_args):
         if name in WITHOUT_EFFECT:
@@ -245,15 +260,7 @@ def _prepare_data(settings: dict) -> None:
     if settings["mini"]:
         corpora.prepare_mini(settings["mini_folder"], folder, **settings["mini_data"])
     elif settings["data_folder"] is not None and settings["prepare"] is not None:
-        root = Path(settings["data_folder"])
-        if not root.is_dir():
-            raise DataError(f"{root}: no such folder; --data_folder is where the corpus lies")
-        settings["prepare"](root, folder, resample=settings["resample"])
-    elif not (folder / "train.json").is_file():
-        raise DataError(
-            f"{folder}/train.json: no such manifest; name a corpus with --data_folder, a folder of your own manifests "
-            "with --manifests, or try --mini"
-        )
+        settings["prepare"](settings["data_folder"], folder, resample=settings["resample"])
 
 
 def _root(settings: dict) -> str | None:
