@@ -6,8 +6,9 @@ STAMP  := $(VENV)/.ready
 DEMO   ?= demo_output
 NANO   ?= nano_work
 TTS    ?= tts_output
+SUPERB ?= superb_mini
 
-.PHONY: help env demo test lint format lock bench bench-pretraining nano tts clean
+.PHONY: help env demo test lint format lock bench bench-pretraining nano tts superb-mini clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -53,6 +54,9 @@ tts: $(STAMP)  ## train zero-shot TTS on synthesised speech with ESPnet in $(TTS
 	espnet_recipe/tts1/run.sh --corpus mini --python "$(CURDIR)/$(BIN)/python" --cache_latents true \
 		--local_data_opts "--mini_train 1000 --mini_test 20" --train_args "--max_epoch 100" \
 		--datadir "$(CURDIR)/$(TTS)/data" --dumpdir "$(CURDIR)/$(TTS)/dump" --expdir "$(CURDIR)/$(TTS)/exp"
+
+superb-mini: $(STAMP)  ## every task of SUPERB on a small synthesised set, through s3prl, in $(SUPERB)/; hours, resumes
+	$(BIN)/wavcube superb mini $(SUPERB)
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info

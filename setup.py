@@ -21,6 +21,7 @@ EXTRAS = {
     ],
     "espnet": ["espnet>=202511", "setuptools<74", "sentencepiece", "matplotlib", "phonemizer", "transformers<5", "six"],
     "speechbrain": ["speechbrain>=1.1.1", "sentencepiece", "tensorboard", "h5py"],
+    "superb": ["h5py", "pesq", "pystoi", "pyworld"],
     "eval": ["pystoi", "pesq", "matplotlib"],
     "synthesis": ["espeakng-loader"],
 }

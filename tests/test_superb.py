@@ -245,6 +245,7 @@ def test_other_wrong_input_is_one_sentence(tmp_path, capsys):
     assert "no features 'x'" in error_of("plan", path, "--features", "x", capsys=capsys)
     assert "no run is done yet" in error_of("collect", path, capsys=capsys)
     assert "name an action" in error_of(capsys=capsys)
+    assert "is not the bench file of the mini SUPERB" in error_of("mini", tmp_path, capsys=capsys)
     code, _, errors = wavcube("run", path, capsys=capsys)
     assert code == 2 and "IC is left out" in errors and "no task can run" in errors
 

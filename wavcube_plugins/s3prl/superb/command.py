@@ -82,9 +82,7 @@ def add_subcommands(command: argparse.ArgumentParser, parser_class: type[argpars
     action.add_argument("--only-make", action="store_true", help="make its speech and bench file, and run nothing")
     action.add_argument("--short", action="store_true", help="a few utterances and steps, to see that every task runs")
     action.add_argument("--tasks", metavar="NAMES", help="only these, comma-separated")
-    action.add_argument(
-        "--jobs", type=int, metavar="N", help="runs side by side; default: one per two cores, one at least"
-    )
+    action.add_argument("--jobs", type=int, metavar="N", help="runs side by side; default: one per core")
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -317,7 +315,7 @@ def _mini(arguments: argparse.Namespace) -> int:
     bench = Bench.read(path)
     if arguments.tasks:
         bench.tasks = find_tasks([name.lower() for name in _names(arguments.tasks)])
-    status = _execute(bench, make_runs(bench), arguments.jobs or max(1, (os.cpu_count() or 1) // 2), ())
+    status = _execute(bench, make_runs(bench), arguments.jobs or os.cpu_count(), ())
     table = collect(make_runs(bench))
     if table:
         print(save(bench, table, {})[0].read_text(encoding="utf-8"))

@@ -73,8 +73,17 @@ def make(folder: Path, *, short: bool = False, progress: bool = True) -> Path:
 
     Returns:
         The bench file.
+
+    Raises:
+        ValueError: the folder holds the other form, or another bench.
     """
     sizes = SHORT if short else FULL
+    title = "mini SUPERB, short form" if short else "mini SUPERB"
+    path = folder / BENCH_NAME
+    if path.is_file():
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or found.get("title") != title:
+            raise ValueError(f"{path}: is not the bench file of the {title}; take a new folder")
     sets = {}
     for name, size in sizes.items():
         sets[name] = folder / "speech" / name
@@ -95,7 +104,7 @@ def make(folder: Path, *, short: bool = False, progress: bool = True) -> Path:
     if not (teacher / "model.safetensors").is_file():
         _save_teacher(teacher)
     bench = {
-        "title": "mini SUPERB",
+        "title": title,
         "published": False,
         "out": ".",
         "device": "cpu",
@@ -114,10 +123,12 @@ def make(folder: Path, *, short: bool = False, progress: bool = True) -> Path:
         "settings": {name: dict(values) for name, values in (_SHORT_SETTINGS if short else _SETTINGS).items()},
         "learning_rates": dict(_RATES),
     }
+    if path.is_file():  # as the user has it now
+        return path
     _write(folder / "only_hidden_states.yaml", "only_hidden_states: true\n")
     header = "# The mini SUPERB, written by `wavcube superb mini`; wavcube superb run bench.yaml\n"
-    _write(folder / BENCH_NAME, header + yaml.safe_dump(bench, sort_keys=False))
-    return folder / BENCH_NAME
+    _write(path, header + yaml.safe_dump(bench, sort_keys=False))
+    return path
 
 
 def _save_teacher(folder: Path) -> None:

@@ -242,6 +242,8 @@ def draw(path: Path, table: Table, others: Table, title: str) -> None:
         axis.set_xticks([])
         axis.tick_params(labelsize=6)
         axis.margins(y=0.15)
+        if not any(bar.get_height() for bar in axis.patches):
+            axis.set_ylim(0, 1)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[len(shown_columns) :]:
         axis.set_visible(False)
