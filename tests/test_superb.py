@@ -93,6 +93,16 @@ def test_nothing_is_done_twice(finished):
     assert {run.name: run.state_path.stat().st_mtime_ns for run in runs} == before
 
 
+def test_other_settings_do_not_mix_with_what_was_run(finished, capsys):
+    found = yaml.safe_load(finished.read_text())
+    found["settings"]["sid"] |= {"runner.total_steps": 3}
+    found["rows"]["nano"].pop("options")
+    path = finished.parent / "changed.yaml"
+    path.write_text(yaml.safe_dump(found))
+    code, _, errors = wavcube("run", path, "--tasks", "sid", capsys=capsys)
+    assert code == 1 and "was run with other settings; remove" in errors
+
+
 def test_s3prl_is_unedited_and_its_caches_are_in_the_copy(finished):
     installed = workspace.s3prl_folder()
     copy = finished.parent / "code/s3prl"
@@ -113,7 +123,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(small, capsys):
     """Killed with no warning in the middle of training, the driver too, it ends with all its steps and one result."""
     found = yaml.safe_load(small.read_text())
     found |= {"out": "killed", "tasks": ["sid"]}
-    found["settings"]["sid"] |= {"runner.total_steps": 40, "runner.save_step": 4, "runner.eval_step": 20}
+    found["settings"]["sid"] |= {"runner.total_steps": 30, "runner.save_step": 3, "runner.eval_step": 15}
     path = small.parent / "killed.yaml"
     path.write_text(yaml.safe_dump(found))
     command = [sys.executable, "-m", "wavcube_plugins.cli", "superb", "run", str(path)]
@@ -134,8 +144,8 @@ def test_a_killed_run_goes_on_from_its_checkpoint(small, capsys):
     assert done.returncode == 0, done.stderr
     log = (run.folder / "train.log").read_text()
     assert re.search(r"Resume from runs/sid/nano/\S+/exp/states-\d+\.ckpt", log)
-    final = torch.load(exp / "states-40.ckpt", weights_only=False)
-    assert final["Step"] == 40 and not list(exp.glob(".*.tmp*"))
+    final = torch.load(exp / "states-30.ckpt", weights_only=False)
+    assert final["Step"] == 30 and not list(exp.glob(".*.tmp*"))
     state = run.state()
     assert state["done"] and set(state["steps"]) == {"train", "evaluate"}
 
@@ -144,7 +154,7 @@ def test_a_run_that_fails_says_why_and_the_others_go_on(small, capsys):
     found = yaml.safe_load(small.read_text())
     found |= {"out": "failing", "tasks": ["ic", "sid"]}
     found["settings"]["ic"] |= {"downstream_expert.modelrc.UtteranceLevel.pooling": "NoSuchPooling"}
-    found["settings"]["sid"] |= {"runner.total_steps": 1}
+    found["settings"]["sid"] |= {"runner.total_steps": 1, "runner.save_step": 1, "runner.eval_step": 1}
     path = small.parent / "failing.yaml"
     path.write_text(yaml.safe_dump(found))
     code, _, errors = wavcube("run", path, capsys=capsys)
@@ -228,6 +238,7 @@ def test_the_protocols_settings(tmp_path):
         ({"learning_rates": {"ic": "fast"}}, "learning rates of ic: expected numbers"),
         ({"variants": {"er": ["fold9"]}}, "variants of er: no 'fold9'"),
         ({"settings": {"ic": {"runner.total_steps.x": 1}}, "tasks": ["ic"]}, "'runner.total_steps.x' goes through"),
+        ({"settings": {"ic": {"runner.total_steps": 9}}, "tasks": ["ic"]}, "runner.save_step never comes: 1000 of 9"),
         ({"s3prl": "nowhere", "tasks": ["pr"]}, "nowhere: no s3prl here"),
     ],
 )

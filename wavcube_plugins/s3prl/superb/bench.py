@@ -90,6 +90,7 @@ class Bench:
         workers: At most so many worker processes per data loader; None leaves it to the configurations.
         title: Of the table.
         published: Whether its results may stand beside published ones.
+        offline: Keep the processes off the network; upstreams that are not on this machine then cannot be loaded.
     """
 
     folder: Path
@@ -104,6 +105,7 @@ class Bench:
     workers: int | None = None
     title: str = "SUPERB"
     published: bool = True
+    offline: bool = False
 
     @classmethod
     def read(cls, path: str | Path) -> Bench:
@@ -134,7 +136,7 @@ class Bench:
             BenchError: an unknown or missing name, or a value of the wrong kind.
         """
         known = ("out", "rows", "corpora", "tasks", "s3prl", "device", "settings", "learning_rates", "variants",
-                 "workers", "title", "published")  # fmt: skip
+                 "workers", "title", "published", "offline")  # fmt: skip
         unknown = [name for name in found if name not in known]
         if unknown:
             raise BenchError(f"unknown name {unknown[0]!r}; known are {', '.join(known)}")
@@ -203,6 +205,7 @@ class Bench:
             workers=None if found.get("workers") is None else int(found["workers"]),
             title=str(found.get("title", "SUPERB")),
             published=bool(found.get("published", True)),
+            offline=bool(found.get("offline", False)),
         )
 
     def add_features(self, names: Sequence[str]) -> None:
@@ -245,7 +248,7 @@ class Bench:
             paths: Configuration keys (dotted) and where its corpus is; see `corpora.paths_of`.
 
         Raises:
-            BenchError: a setting goes through a value that is no mapping.
+            BenchError: a setting goes through a value that is no mapping, or no checkpoint would be saved.
         """
         text = (upstream_folder() / "superb" / task.config_name).read_text(encoding="utf-8")
         config = copy.deepcopy(yaml.safe_load(text))
@@ -257,6 +260,13 @@ class Bench:
                 if not isinstance(target, dict):
                     raise BenchError(f"settings of {task.name}: {key!r} goes through {parent!r}, which is no mapping")
             target[last] = value
+        runner = config["runner"]
+        for name in ("save_step", "eval_step") if task.trained else ():
+            if name == "eval_step" and not runner["eval_dataloaders"]:
+                continue
+            if not 0 < runner[name] <= runner["total_steps"]:
+                steps = f"{runner[name]} of {runner['total_steps']} steps"
+                raise BenchError(f"settings of {task.name}: runner.{name} never comes: {steps}")
         return config
 
     def write_config(self, task: Task, paths: Mapping[str, Any]) -> dict[str, Any]:

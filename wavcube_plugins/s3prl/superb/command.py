@@ -135,7 +135,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     bench = _bench(arguments)
     runs = _runs(bench, arguments)
-    print(f"# {len(runs)} runs, in {bench.folder}; s3prl's code is copied to {CODE}/ there by `wavcube superb run`")
+    print(f"# {len(runs)} runs, in {bench.folder}; `wavcube superb prepare` puts s3prl's code into {CODE}/ there")
     print(f"cd {bench.folder}\nexport PYTHONPATH={bench.code}")
     for task in bench.tasks:
         site = survey(bench, task)
@@ -157,10 +157,12 @@ def _survey(bench: Bench, *, write: bool) -> dict[str, Site]:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from wavcube_plugins.s3prl.superb.running import missing_packages
+    from wavcube_plugins.s3prl.superb.running import missing_packages, set_up
 
     bench = _bench(arguments)
     sites = _survey(bench, write=not arguments.check)
+    if not arguments.check:
+        set_up(bench)
     for site in sites.values():
         print(f"{site.task.name.upper()}: {'ready' if site.ready else 'not ready'}")
         for word, sentences in (("found", site.found), ("would make" if arguments.check else "made", site.made)):

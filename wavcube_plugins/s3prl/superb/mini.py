@@ -106,6 +106,7 @@ def make(folder: Path, *, short: bool = False, progress: bool = True) -> Path:
     bench = {
         "title": title,
         "published": False,
+        "offline": True,
         "out": ".",
         "device": "cpu",
         "workers": 0,

@@ -8,10 +8,13 @@ lock, so that a driver that was killed and started again waits for a process the
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import math
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -74,18 +77,20 @@ def make_slots(device: str, jobs: int | None = None, gpus: Sequence[str] = ()) -
 
 
 def set_up(bench: Bench) -> None:
-    """Copy s3prl into the bench's folder, unless it is there.
+    """Copy s3prl into the bench's folder, unless it is there and of the same source.
 
     Raises:
         WorkspaceError: there is no s3prl.
     """
-    code = bench.code
-    if not (code / ".complete").is_file():
-        workspace.copy_s3prl(workspace.s3prl_folder(bench.s3prl), code / "s3prl")
+    code, source = bench.code, workspace.s3prl_folder(bench.s3prl)
+    stamp = code / ".source"
+    if not stamp.is_file() or stamp.read_text(encoding="utf-8") != str(source):
+        shutil.rmtree(code, ignore_errors=True)
+        workspace.copy_s3prl(source, code / "s3prl")
         if not any(row.upstream.startswith("espnet") for row in bench.rows):
             workspace.keep_espnet_out(code)
-        with atomic_path(code / ".complete") as temporary:
-            temporary.touch()
+        with atomic_path(stamp) as temporary:
+            temporary.write_text(str(source), encoding="utf-8")
 
 
 def execute(
@@ -107,7 +112,7 @@ def execute(
     Returns:
         The jobs that failed, with their errors.
     """
-    waiting = [run for run in runs if not run.state().get("done")]
+    waiting = [run for run in runs if not run.state().get("done") or _changed(run, configs)]
     running: list[Job] = []
     free, failed = list(slots), []
     server = _start_server(waiting[0].bench, slots[0]) if waiting else None
@@ -130,6 +135,17 @@ def execute(
     return failed
 
 
+def _fingerprint(run: Run, config: Mapping[str, Any]) -> str:
+    """Return what a run's result depends on, for short."""
+    text = json.dumps([config, run.row.arguments()], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _changed(run: Run, configs: Mapping[str, Mapping[str, Any]]) -> bool:
+    known = run.state().get("settings")
+    return known is not None and run.task.name in configs and known != _fingerprint(run, configs[run.task.name])
+
+
 def _start_server(bench: Bench, slot: Slot) -> Server | None:
     if bench.device != "cpu" or not hasattr(os, "fork"):
         return None
@@ -137,7 +153,7 @@ def _start_server(bench: Bench, slot: Slot) -> Server | None:
 
 
 def _environment(bench: Bench, slot: Slot) -> dict[str, str]:
-    found = workspace.environment(bench.code, slot.threads) | slot.variables | {WHOLE: "1"}
+    found = workspace.environment(bench.code, slot.threads, offline=bench.offline) | slot.variables | {WHOLE: "1"}
     return found if bench.workers is None else found | {WORKERS: str(bench.workers)}
 
 
@@ -169,13 +185,18 @@ class Job:
     def advance(self) -> bool:
         """Look at it, go on where something has ended, and return whether it is over."""
         try:
+            if _changed(self.run, {self.run.task.name: self._config}):
+                raise TaskError(
+                    f"was run with other settings; remove {self.run.folder}, or take another `out` in the bench file"
+                )
             next(self._work)
             return False
         except StopIteration:
             state = self.run.state()
             self.run.save_state({**state, "done": True})
-        except (RuntimeError, ValueError, OSError, ImportError) as error:
-            self.error = f"{self.run.name}: {error}"
+        except Exception as error:
+            known = isinstance(error, (RuntimeError, ValueError, OSError, ImportError))
+            self.error = f"{self.run.name}: {error if known else repr(error)}"
         self._unlock()
         return True
 
@@ -244,7 +265,7 @@ class Job:
         self.keep(name, {**values, "seconds": round(time.monotonic() - started, 1)})
 
     def keep(self, name: str, values: Mapping[str, Any]) -> None:
-        state = self.run.state()
+        state = {"settings": _fingerprint(self.run, self._config), **self.run.state()}
         state.setdefault("steps", {})[name] = dict(values)
         self.run.save_state(state)
 

@@ -75,21 +75,25 @@ def keep_espnet_out(folder: Path) -> None:
         temporary.write_text("raise ModuleNotFoundError('ESPnet is kept out of these runs')\n", encoding="utf-8")
 
 
-def environment(folder: Path, threads: int) -> dict[str, str]:
-    """Return environment variables for processes that import from a folder first, with so many threads, offline.
+def environment(folder: Path, threads: int, *, offline: bool = True) -> dict[str, str]:
+    """Return environment variables for processes that import from a folder first, with so many threads.
 
-    Importing s3prl imports much else, some of which looks for a network, and may wait long for one: there is none.
+    Args:
+        folder: For PYTHONPATH.
+        threads: For computations on the CPU.
+        offline: Importing s3prl imports much else, some of which looks for a network, and may wait long for one: let
+            there be none.
     """
     paths = [str(folder.resolve()), os.environ.get("PYTHONPATH", "")]
     nowhere = "http://127.0.0.1:9"
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), nowhere)
     return {
         **{name: value for name, value in os.environ.items() if name != "WAVCUBE_S3PRL_HOOK"},
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8",
         "OMP_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
-        **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), nowhere),
+        **({"HF_HUB_OFFLINE": "1", **proxies} if offline else {}),
     }
 
 
