@@ -58,7 +58,6 @@ def test_examples_of_the_docstrings(module):
         lambda: Recurrent(16, 5, dim=12, log_softmax=True),
         lambda: Pooled(16, 6, dim=12),
         lambda: Understanding(16, {"units": 5, "action": 3}, dim=12, layers=1),
-        lambda: LatentMapper(16, 2, dim=24, layers=2, heads=2, context=9),
     ],
 )
 def test_heads_do_not_see_the_padding(head):
@@ -71,6 +70,23 @@ def test_heads_do_not_see_the_padding(head):
         for whole, single in pairs:
             index = tuple(slice(0, size) for size in single[0].shape)
             torch.testing.assert_close(whole[row][index], single[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("spectrum", [False, True])
+def test_a_mapper_does_not_see_the_padding(spectrum):
+    module = LatentMapper(16, 2, dim=24, layers=2, heads=2, context=9, spectrum=spectrum).eval()
+    items, padded, frames = features(90, 7, 65)
+    waves = [torch.randn(320 * int(count) + 80) for count in frames]
+    together = module(padded, frames, nn.utils.rnn.pad_sequence(waves, batch_first=True))
+    for row, (item, wave) in enumerate(zip(items, waves, strict=True)):
+        alone = module(item[None], frames[row : row + 1], wave[None])
+        for key, single in alone.items():
+            index = tuple(slice(0, size) for size in single[0].shape)
+            torch.testing.assert_close(together[key][row][index], single[0], rtol=0, atol=1e-5)
+        louder = module(item[None], frames[row : row + 1], 3 * wave[None])  # the level does not matter
+        torch.testing.assert_close(louder["masks"], alone["masks"], rtol=0, atol=1e-5)
+        other = module(item[None], frames[row : row + 1], torch.randn(1, len(wave)))
+        assert torch.equal(other["masks"], alone["masks"]) != spectrum
 
 
 def test_the_blank_stands_behind_the_frames():
@@ -148,14 +164,14 @@ def test_masks_filter_what_comes_in():
 
 def test_restored_waveforms_do_not_depend_on_the_batch():
     lobe = WavCube(SOURCE, freeze=True)
-    model = OnWavCube(lobe, LatentMapper(16, 2, dim=24, layers=1, heads=2)).eval()
     wavs = [0.1 * torch.randn(length) for length in (9600, 4000)]
     batch = torch.zeros(2, 9600)
     for row, wav in enumerate(wavs):
         batch[row, : len(wav)] = wav
     lens = torch.tensor([1.0, 4000 / 9600])
     with torch.no_grad():
-        for output in ("masks", "latents"):
+        for output, spectrum in (("masks", False), ("latents", False), ("masks", True)):
+            model = OnWavCube(lobe, LatentMapper(16, 2, dim=24, layers=1, heads=2, spectrum=spectrum)).eval()
             restorer = WaveformRestorer(model, output)
             together, _ = restorer(batch, lens)
             assert together.shape == (2, 2, 9600) and not together[1, :, 4000:].any()

@@ -42,12 +42,13 @@ class OnWavCube(nn.Module):
         self.weighted_sum = WeightedSum(wavcube.num_layers, layer_norm=True) if wavcube.output_all_hiddens else None
         self.head = head
 
-    def forward(self, wav: Tensor, wav_lens: Tensor | None = None):
+    def forward(self, wav: Tensor, wav_lens: Tensor | None = None, *more: Tensor):
         """Return what the head makes of waveforms, or of features that were computed before.
 
         Args:
             wav: Waveforms (B, T), or features (B, L, C) as the lobe gives them.
             wav_lens: (B,) relative lengths of either; None if all items are whole.
+            *more: What the head takes beside features and frames.
 
         Raises:
             ValueError: waveforms or lengths of wrong type, shape or content.
@@ -57,7 +58,7 @@ class OnWavCube(nn.Module):
             wav = self.wavcube(wav, wav_lens)
         if self.weighted_sum is not None:
             wav = self.weighted_sum(wav)
-        return self.head(wav, frames)
+        return self.head(wav, frames, *more)
 
     def frame_counts(self, wav: Tensor, wav_lens: Tensor | None = None) -> Tensor:
         """Return how many frames (B,) each item of what `forward` takes has; no parameter is involved."""

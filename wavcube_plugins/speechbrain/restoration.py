@@ -39,6 +39,7 @@ class LatentMapper(nn.Module):
         context: Frames of 20 ms that a layer sees on each side.
         latents: Give latents.
         masks: Give masks.
+        spectrum: See the spectrogram of what comes in, too: harmonics that the latent does not resolve help masks.
     """
 
     def __init__(
@@ -52,25 +53,29 @@ class LatentMapper(nn.Module):
         context: int = 64,
         latents: bool = True,
         masks: bool = True,
+        spectrum: bool = False,
     ):
         super().__init__()
         if not latents and not masks:
             raise ValueError("a mapper needs latents, masks or both")
         self.sources, self.latent_dim, self.heads, self.context = out_dim, in_dim, heads, context
         self.first = nn.Linear(in_dim, dim)
+        self.from_spectrum = nn.Linear(_PER_FRAME * (N_FFT // 2 + 1), dim) if spectrum else None
         self.layers = nn.ModuleList(DecoderLayer(dim, heads, 4 * dim) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
         self.to_latents = nn.Linear(dim, out_dim * in_dim) if latents else None
         self.to_masks = nn.Linear(dim, out_dim * _PER_FRAME * (N_FFT // 2 + 1)) if masks else None
 
-    def forward(self, latent: Tensor, frames: Tensor) -> dict[str, Tensor]:
-        """Map latents (B, L, D) with frames (B,).
+    def forward(self, latent: Tensor, frames: Tensor, waveforms: Tensor) -> dict[str, Tensor]:
+        """Map latents (B, L, D) with frames (B,), of waveforms (B, T) that are zero beyond their lengths.
 
         Returns:
             `latents` (B, S, L, D) and `masks` (B, S, 2 L, bins), as far as wanted; latents are zero beyond the frames.
         """
         size, length, _ = latent.shape
         x = self.first(latent)  # (B, L, dim)
+        if self.from_spectrum is not None:
+            x = x + self.from_spectrum(log_spectrum(waveforms, frames, length).to(x.dtype))
         rotary = Rotary(length, x.shape[-1] // self.heads, _ROPE_BASE, x)
         window = Window(length, self.context, self.context, frames, x)
         for layer in self.layers:
@@ -87,6 +92,28 @@ class LatentMapper(nn.Module):
             masks = masks.view(size, length, self.sources, _PER_FRAME, -1).transpose(1, 2)  # (B, S, L, 2, bins)
             result["masks"] = masks.flatten(2, 3)
         return result
+
+
+def log_spectrum(waveforms: Tensor, frames: Tensor, length: int) -> Tensor:
+    """Return the logarithms of magnitudes, relative to an item's mean, of the spectra that belong to latent frames.
+
+    Args:
+        waveforms: (B, T), zero beyond their lengths.
+        frames: (B,) latent frames.
+        length: The longest number of them, L.
+
+    Returns:
+        (B, L, 2 bins), zero beyond the frames.
+    """
+    window = torch.hann_window(N_FFT, device=waveforms.device)
+    with torch.autocast(waveforms.device.type, enabled=False):
+        padded = F.pad(waveforms.float(), (0, max(N_FFT, HOP * _PER_FRAME * length - waveforms.shape[1])))
+        spectrum = torch.stft(padded, N_FFT, HOP, window=window, pad_mode="constant", return_complex=True)
+        magnitudes = spectrum.abs().transpose(1, 2)[:, : _PER_FRAME * length]
+        magnitudes = magnitudes.reshape(len(waveforms), length, -1)  # (B, L, 2 bins)
+        magnitudes = mask_frames(magnitudes, frames)
+        mean = magnitudes.sum((1, 2), keepdim=True) / (frames[:, None, None] * magnitudes.shape[2])
+        return mask_frames((magnitudes / (mean + 1e-8) + 1e-2).log(), frames)
 
 
 def apply_masks(waveforms: Tensor, masks: Tensor, frames: Tensor) -> Tensor:
@@ -144,7 +171,7 @@ class WaveformRestorer(nn.Module):
         frames = self.model.frame_counts(wav, wav_lens)
         valid = length_mask(absolute_lengths(wav_lens, wav), wav.shape[1])
         wav = wav * valid
-        result = self.model(wav, wav_lens)
+        result = self.model(wav, wav_lens, wav)
         if self.output == "masks":
             clean = apply_masks(wav, result["masks"], frames)
         else:

@@ -84,7 +84,7 @@ class RestorationRecipe(Recipe):
             inputs = waves[0]
             counts = self.raw["model"].frame_counts(inputs, lens)
             targets = torch.stack([self.lobe.encode(wave, lens)[0] for wave in waves[1:]], 1)
-        result = self.modules.model(inputs, lens)
+        result = self.modules.model(inputs, lens, waves[0])
         return {
             **result,
             "frames": counts,
