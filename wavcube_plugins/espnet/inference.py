@@ -21,11 +21,13 @@ import logging
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from espnet2.bin import tts_inference
 from espnet2.tasks.tts import TTSTask
 from torch import Tensor
@@ -368,7 +370,7 @@ def extend(module: ModuleType) -> None:
     @functools.wraps(inference)
     def extended_inference(**settings: Any) -> None:
         options = {name: settings.pop(name, None) for name in _OPTIONS}
-        settings["data_path_and_name_and_type"] = _check_data(settings["data_path_and_name_and_type"])
+        settings["data_path_and_name_and_type"] = _check_data(settings["data_path_and_name_and_type"], _rate(settings))
         token = _command_line.set(options)
         try:
             inference(**settings)
@@ -378,8 +380,22 @@ def extend(module: ModuleType) -> None:
     module.get_parser, module.inference = get_extended_parser, extended_inference
 
 
-def _check_data(data: Sequence[tuple[str, str, str]]) -> Sequence[tuple[str, str, str]]:
-    """See that every text has its prompt and the prompts have the same rate, before a model is loaded."""
+def _rate(settings: dict[str, Any]) -> int | None:
+    """Return the sample rate in Hz of the model that is to be loaded, if its configuration tells."""
+    config, model = settings.get("train_config"), settings.get("model_file")
+    path = Path(config) if config else Path(model).parent / "config.yaml" if model else None
+    if path is None or not path.is_file():
+        return None
+    with open(path, encoding="utf-8") as file:
+        trained = yaml.safe_load(file)
+    if trained.get("feats_extract") == "wavcube":
+        return 16000
+    rate = (trained.get("feats_extract_conf") or {}).get("fs")
+    return rate if isinstance(rate, int) else None
+
+
+def _check_data(data: Sequence[tuple[str, str, str]], wanted: int | None) -> Sequence[tuple[str, str, str]]:
+    """See that every text has its prompt and the prompts have the model's rate, before it is loaded."""
     files = {name: path for path, name, _ in data}
     if not files.keys() & {"prompt_text", "prompt_speech"}:
         return data
@@ -406,8 +422,8 @@ def _check_data(data: Sequence[tuple[str, str, str]]) -> Sequence[tuple[str, str
                 raise ValueError(f"{path}: {info.num_channels} channels; a prompt must have one")
             rates.setdefault(info.sample_rate, path)
         for rate, path in rates.items():
-            if rate != 16000:
-                raise ValueError(f"{path}: {rate} Hz, but the model works at 16000 Hz; resample the prompts")
+            if wanted is not None and rate != wanted:
+                raise ValueError(f"{path}: {rate} Hz, but the model works at {wanted} Hz; resample the prompts")
     # The utterance's own recording, which stock recipes pass along, is no prompt.
     return [entry for entry in data if entry[1] != "speech"]
 
