@@ -204,11 +204,25 @@ def test_plan_with_a_sweep_and_with_other_features(tmp_path, capsys):
     assert "runs/ic/nano-restored/lr0.00025/exp" in output
 
 
+def test_a_feature_that_the_options_leave_out_is_refused(tmp_path, capsys):
+    (tmp_path / "only.yaml").write_text("only_hidden_states: true\n")
+    path = bench_file(tmp_path, rows={"a": {"upstream": "wavcube", "options": "only.yaml"}}, tasks=["ic"])
+    assert "only.yaml says only_hidden_states" in error_of("plan", path, "--features", "restored", capsys=capsys)
+
+
 def test_query_by_example_tries_every_layer(tmp_path):
     rows = {"all": {"upstream": "wavcube_layers", "layers": 3}, "one": {"upstream": "wavcube_layers", "layer": 2}}
     bench = Bench.read(bench_file(tmp_path, rows=rows, tasks=["qbe"]))
     commands = [" ".join(run.match_command("dev")) for run in make_runs(bench)]
     assert [re.search(r" -l (\d)", command)[1] for command in commands] == ["0", "1", "2", "2"]
+    rows = {"nano": {"upstream": "wavcube_layers", "checkpoint": "nano"}, "large": {"upstream": "wavcube_layers"}}
+    rows |= {
+        "latent": {"upstream": "wavcube", "checkpoint": "nano"},
+        "states": {"upstream": "wavcube", "feature": "wavlm"},
+    }
+    bench = Bench.read(bench_file(tmp_path, rows=rows))
+    layers = {row.label: row.layers for row in bench.rows}
+    assert layers == {"nano": 7, "large": 25, "latent": 1, "states": 25}
 
 
 def test_the_protocols_settings(tmp_path):
@@ -230,6 +244,10 @@ def test_the_protocols_settings(tmp_path):
         ({"rows": {"a b": "wavcube"}}, "row 'a b': a label takes"),
         ({"rows": {"a": {"upsteam": "x"}}}, "row a: unknown name 'upsteam'"),
         ({"rows": {"a": {}}}, "row a: `upstream` must name"),
+        (
+            {"rows": {"a": {"upstream": "wavcube", "feature": "latents"}}},
+            "row a: no feature 'latents'; there are hidden",
+        ),
         ({"tasks": ["xyz"]}, "no task 'xyz'; there are pr, asr"),
         ({"device": "tpu"}, "`device` must be cpu or cuda, got 'tpu'"),
         ({"out": ""}, "`out` is missing"),
@@ -533,6 +551,12 @@ def test_judges_count_words_and_accepted_speakers(tmp_path, monkeypatch):
     judges = conversion.Judges({"30001": "Hello, there!", "30002": "Well, goodbye."}, 0.5)
     assert judges.measure(tmp_path / "out", tmp_path / "TEF1") == {"wer": 25.0, "asv": 50.0}
     assert conversion.equal_error_threshold(np.array([0.9, 0.8, 0.4]), np.array([0.5, 0.2, 0.1])) == 0.5
+
+
+def test_packages_that_nothing_stands_in_for_are_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in ("pesq", "dtw") else object())
+    found = running.missing_packages(tasks.TASKS)
+    assert found == ["se, ss need pesq: pip install pesq"]
 
 
 # Shims and stand-ins --------------------------------------------------------------------------------------------------

@@ -30,6 +30,9 @@ FEATURES = {
     "wavlm": ("wavcube", "wavlm"),
 }
 
+# The keys of WavCube's features; the first two are always there.
+KEYS = ("hidden_states", "last_hidden_state", "latent", "wavlm", "restored")
+
 
 class BenchError(ValueError):
     """The bench file, or an option, is not usable; one sentence with the culprit."""
@@ -46,7 +49,8 @@ class Row:
         options: A file, for -g.
         feature: A key of the features, for -s.
         layer: One layer, for -l.
-        layers: How many layers it has; above 1, query by example tries each.
+        layers: How many layers it has; above 1, query by example tries each. 0 finds it out, for WavCube's presets and
+            model folders; others count as 1.
     """
 
     label: str
@@ -55,15 +59,26 @@ class Row:
     options: str | None = None
     feature: str | None = None
     layer: int | None = None
-    layers: int = 1
+    layers: int = 0
 
     def __post_init__(self):
         if not self.label or not all(letter.isalnum() or letter in "-_." for letter in self.label):
             raise BenchError(f"row {self.label!r}: a label takes letters, digits, '-', '_' and '.'")
         if not isinstance(self.upstream, str) or not self.upstream:
             raise BenchError(f"row {self.label}: `upstream` must name an upstream of s3prl")
-        if not isinstance(self.layers, int) or self.layers < 1:
+        if not isinstance(self.layers, int) or self.layers < 0:
             raise BenchError(f"row {self.label}: `layers` must be a number from 1 on, got {self.layers!r}")
+        if self.upstream.startswith("wavcube") and self.feature is not None:
+            # s3prl would fall back to hidden_states with a mere warning.
+            if self.feature not in KEYS:
+                raise BenchError(f"row {self.label}: no feature {self.feature!r}; there are {', '.join(KEYS)}")
+            if self.feature not in KEYS[:2] and _only_hidden_states(self.options):
+                raise BenchError(
+                    f"row {self.label}: {self.options} says only_hidden_states, so that {self.feature!r} is left out; "
+                    "take another options file"
+                )
+        if not self.layers:
+            object.__setattr__(self, "layers", _layers(self))
 
     def arguments(self, layer: int | None = None) -> list[str]:
         """Return run_downstream.py's options for it."""
@@ -223,7 +238,8 @@ class Bench:
         for row in bases:
             for name in names:
                 upstream, feature = FEATURES[name]
-                added = dataclasses.replace(row, label=f"{row.label}-{name}", upstream=upstream, feature=feature)
+                label = f"{row.label}-{name}"
+                added = dataclasses.replace(row, label=label, upstream=upstream, feature=feature, layers=0)
                 if all(other.label != added.label for other in self.rows):
                     self.rows.append(added)
 
@@ -341,6 +357,9 @@ class Run:
         overrides = [f"config.optimizer.lr={self.choice!r}"]
         if self.variant:
             overrides.append(f"config.{self.task.variant_key}='{self.variant}'")
+        if self.task.name == "vc":
+            # s3prl writes its statistics there without care for runs beside it.
+            overrides.append(f"config.downstream_expert.datarc.stats_root='{self.expdir}/stats'")
         return self._command(
             "train",
             "-a",
@@ -417,6 +436,30 @@ def make_runs(bench: Bench, *, sweep: bool = False, rates: Sequence[float] | Non
                 for variant in bench.variants.get(task.name, task.variants):
                     runs.append(Run(bench, task, row, choice, variant))
     return runs
+
+
+def _only_hidden_states(options: str | None) -> bool:
+    try:
+        found = yaml.safe_load(Path(options).read_text(encoding="utf-8")) if options else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False  # the upstream itself says what is wrong
+    return isinstance(found, Mapping) and found.get("only_hidden_states") is True
+
+
+def _layers(row: Row) -> int:
+    """Return how many hidden states a row has, where that is known."""
+    if not (row.upstream.startswith("wavcube_layers") or row.feature == "wavlm"):
+        return 1
+    from wavcube_plugins.config import PRESETS
+
+    name = row.checkpoint or "wavcube"
+    if name in PRESETS:
+        return PRESETS[name].wavlm.num_layers + 1
+    try:
+        found = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
+        return int(found["config"]["wavlm"]["num_layers"]) + 1
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1
 
 
 def shell(command: Sequence[str]) -> str:

@@ -116,7 +116,6 @@ def make(folder: Path, *, short: bool = False, progress: bool = True) -> Path:
                 "upstream": "wavcube_layers",
                 "checkpoint": "teacher",
                 "options": "only_hidden_states.yaml",
-                "layers": 7,
             },
             "log-mel": {"upstream": "fbank_no_cmvn"},
         },
@@ -463,14 +462,14 @@ def _rnns(section: str, width: int = 256) -> dict[str, object]:
 
 # Few steps on small batches, smaller recurrent layers, and no masking for so few steps; the rest is the protocol's.
 _SETTINGS: Mapping[str, Mapping[str, object]] = {
-    "pr": _steps(400, **{_EXPERT + "corpus.batch_size": 8, _EXPERT + "corpus.bucketing": False}),
-    "asr": _steps(500, **_NO_MASKS, **_rnns("modelrc"), **{_EXPERT + "datarc.batch_size": 8}),
-    "ks": _steps(400, **{_EXPERT + "datarc.batch_size": 16}),
+    "pr": _steps(300, **{_EXPERT + "corpus.batch_size": 8, _EXPERT + "corpus.bucketing": False}),
+    "asr": _steps(400, **_NO_MASKS, **_rnns("modelrc"), **{_EXPERT + "datarc.batch_size": 8}),
+    "ks": _steps(300, **{_EXPERT + "datarc.batch_size": 16}),
     "qbe": {_EXPERT + "max_workers": 1},
     "sid": _steps(300),
     "asv": _steps(
-        400,
-        4,
+        300,
+        3,
         **{
             _EXPERT + "datarc.vad_config.min_sec": 8000,
             _EXPERT + "modelrc.input_dim": 128,
@@ -478,14 +477,14 @@ _SETTINGS: Mapping[str, Mapping[str, object]] = {
             "runner.eval_step": 10**9,
         },
     ),
-    "sd": _steps(200, **{_EXPERT + "modelrc.hidden_size": 128}),
-    "er": _steps(200, **{_EXPERT + "datarc.train_batch_size": 8}),
+    "sd": _steps(150, **{_EXPERT + "modelrc.hidden_size": 128}),
+    "er": _steps(150, **{_EXPERT + "datarc.train_batch_size": 8}),
     "ic": _steps(300, **{_EXPERT + "datarc.train_batch_size": 16}),
-    "sf": _steps(500, **_NO_MASKS, **_rnns("model"), **{_EXPERT + "corpus.batch_size": 8}),
-    "se": _steps(200, 4, **_SMALL_MASKS),
-    "ss": _steps(200, 4, **_SMALL_MASKS),
+    "sf": _steps(400, **_NO_MASKS, **_rnns("model"), **{_EXPERT + "corpus.batch_size": 8}),
+    "se": _steps(150, 3, **_SMALL_MASKS),
+    "ss": _steps(150, 3, **_SMALL_MASKS),
     "vc": _steps(
-        200,
+        150,
         2,
         **{
             _EXPERT + "modelrc.hidden_dim": 128,

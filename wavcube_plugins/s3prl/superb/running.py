@@ -115,11 +115,14 @@ def execute(
     waiting = [run for run in runs if not run.state().get("done") or _changed(run, configs)]
     running: list[Job] = []
     free, failed = list(slots), []
-    server = _start_server(waiting[0].bench, slots[0]) if waiting else None
+    server: Server | None = None
     try:
         while waiting or running:
             while waiting and free:
-                running.append(Job(waiting.pop(0), configs, free.pop(0), server))
+                run = waiting.pop(0)
+                if server is None and not _changed(run, configs):
+                    server = _start_server(run.bench, slots[0])
+                running.append(Job(run, configs, free.pop(0), server))
             ended = [job for job in running if job.advance()]
             running = [job for job in running if job not in ended]
             free += [job.slot for job in ended]
