@@ -24,6 +24,7 @@ COMMANDS = (
     "export",
     "info",
     "compare",
+    "superb",
     "install-s3prl",
     "uninstall-s3prl",
 )

@@ -286,11 +286,8 @@ def build_parser() -> argparse.ArgumentParser:
         "SUPERB and SUPERB-SG through s3prl: plan, prepare, run, tune, collect, score",
         "Run tasks of SUPERB and SUPERB-SG with s3prl's own runner on any of its upstreams. A bench file says what:\n\n"
         + textwrap.indent(EXAMPLE, "  "),
-        "wavcube superb plan bench.yaml            # the exact command lines\n"
-        "wavcube superb prepare bench.yaml         # checks the corpora, makes lists\n"
-        "wavcube superb run bench.yaml --gpus 0,1  # goes on after any stop\n"
-        "wavcube superb collect bench.yaml\n"
-        "wavcube superb mini superb_mini/          # all of it on synthesised speech, on a CPU",
+        "wavcube superb plan bench.yaml\nwavcube superb prepare bench.yaml\nwavcube superb run bench.yaml --gpus 0,1\n"
+        "wavcube superb collect bench.yaml\nwavcube superb mini superb_mini/",
     )
     add_subcommands(command, _Parser)
 
