@@ -2,7 +2,7 @@ r"""Does a TTS model learn faster on the WavCube latent than on log-mel? The pap
 
     python benchmarks/tts_latent_vs_mel.py --out results/latent_vs_mel
     python benchmarks/tts_latent_vs_mel.py --out results/seen --seen --train 6 --speakers 2 --steps 240 --every 40 \
-        --rate 2e-3 --warmup 20
+        --rate 2e-3 --warmup 20 --seeds 0
 
 The same flow-matching network (preset tiny) learns the same synthesised sentences (minidata, task `read`) in the same
 order with the same seeds, once as latents of WavCube-nano and once as log-mel with 100 bands, both 50 frames per
@@ -59,7 +59,7 @@ class Settings:
     frames: int = 1200
     rate: float = 1e-3
     warmup: int = 200
-    sampling_steps: int = 16
+    sampling_steps: int = 12
     precision: str = "bf16"
     seen: bool = False
 
