@@ -20,7 +20,7 @@ from wavcube_plugins.tts import FlowConfig, FlowMatching, LatentNorm
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CHARACTERS = " abcdefghijklmnopqrstuvwxyz'"
-STEPS = 150
+STEPS = 200
 
 
 @pytest.fixture(scope="module")
