@@ -1,4 +1,4 @@
-"""Zero-shot text-to-speech by flow matching on the latent (paper section 3.4), in plain PyTorch.
+"""Zero-shot text-to-speech by flow matching on the latent, with F5-TTS's network as in the paper, in plain PyTorch.
 
 >>> model = FlowMatching(FlowConfig.preset("base"), vocab_size=80, latent_dim=128)
 >>> loss = model(latent, lengths, tokens, token_lengths).loss            # a training step's
