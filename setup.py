@@ -20,7 +20,7 @@ EXTRAS = {
         "matplotlib",
     ],
     "espnet": ["espnet>=202511", "setuptools<74", "sentencepiece", "matplotlib", "phonemizer", "transformers<5", "six"],
-    "speechbrain": ["speechbrain>=1.1.1", "sentencepiece", "tensorboard", "h5py"],
+    "speechbrain": ["speechbrain>=1.1.1", "sentencepiece", "tensorboard"],
     "superb": ["h5py", "pesq", "pystoi", "pyworld"],
     "eval": ["pystoi", "pesq", "matplotlib"],
     "synthesis": ["espeakng-loader"],

@@ -9,7 +9,6 @@ command line, and SpeechBrain's own options too (`--device cpu`, `--precision bf
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import math
 import os
@@ -23,10 +22,9 @@ try:
 except ImportError:
     sys.exit("train.py: error: this script needs SpeechBrain: pip install 'wavcube-plugins[speechbrain]'")
 import torch
-import yaml
 from hyperpyyaml import load_hyperpyyaml
-from speechbrain.utils.checkpoints import METAFNAME, mark_as_loader, mark_as_saver, register_checkpoint_hooks
-from speechbrain.utils.distributed import ddp_barrier, ddp_init_group, get_rank, if_main_process, main_process_only
+from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, register_checkpoint_hooks
+from speechbrain.utils.distributed import ddp_init_group, get_rank, if_main_process, main_process_only
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -34,6 +32,8 @@ from wavcube_plugins.pretraining import data, runs
 from wavcube_plugins.pretraining.losses import STAGE_WEIGHTS
 from wavcube_plugins.pretraining.reports import Report
 from wavcube_plugins.pretraining.step import Generator, NonFiniteError, PretrainingStep, Schedule
+from wavcube_plugins.speechbrain.recipes.brain import AtomicCheckpointer
+from wavcube_plugins.speechbrain.recipes.command import parse_command_line
 
 USAGE = "python train.py stage1.yaml --train SPEECH [--preset nano] [--device cpu] [--precision bf16]"
 
@@ -83,7 +83,7 @@ class PretrainingBrain(sb.Brain):
         teacher = start.teacher if self.stage_number == 2 else None
         generator = Generator(start.model, self.stage_number, teacher, checkpointing=settings["checkpointing"])
         self.folder = Path(settings["output_folder"])
-        checkpointer = _Checkpointer(self.folder / runs.SAVE_NAME)
+        checkpointer = AtomicCheckpointer(self.folder / runs.SAVE_NAME)
         modules = {"generator": generator, "discriminators": start.discriminators}
         super().__init__(modules, hparams=settings, run_opts=run_opts, checkpointer=checkpointer)
         if self.compile:
@@ -288,20 +288,6 @@ class PretrainingBrain(sb.Brain):
         runs.load_weights(self.start.model, state, self.stage_number)
 
 
-class _Checkpointer(sb.utils.checkpoints.Checkpointer):
-    """Names a checkpoint as one only when all of it is on the disk, so that a kill never leaves half of one."""
-
-    def save_checkpoint(self, *arguments, **keywords):
-        checkpoint = super().save_checkpoint(*arguments, **keywords)
-        if checkpoint is not None:  # in the main process
-            os.replace(checkpoint.path / f"{METAFNAME}.part", checkpoint.path / METAFNAME)
-        ddp_barrier()
-        return checkpoint
-
-    def _save_checkpoint_metafile(self, fpath, *arguments, **keywords):
-        return super()._save_checkpoint_metafile(fpath.with_name(f"{METAFNAME}.part"), *arguments, **keywords)
-
-
 @register_checkpoint_hooks
 class _Recoverable:
     """A part of the training state for SpeechBrain's checkpointer: a pair of functions."""
@@ -324,24 +310,9 @@ def read_settings(arguments: list[str]) -> tuple[dict, dict, str, dict]:
     Raises:
         ValueError: one of them is unknown, or has a value that cannot be used.
     """
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            path, run_opts, overrides = sb.parse_arguments(arguments)
-    except SystemExit:
-        # argparse has printed all options and then the reason.
-        raise ValueError(complaint.getvalue().strip().split("error: ")[-1]) from None
-    if not Path(path).is_file():
-        what = "is a folder" if Path(path).is_dir() else "no such file"
-        raise ValueError(f"{path}: {what}; the settings come first, such as stage1.yaml ({USAGE})")
+    path, run_opts, overrides = parse_command_line(arguments, f"stage1.yaml ({USAGE})")
     _check_options(run_opts)
-    try:
-        overrides = yaml.safe_load(overrides) if overrides else {}
-    except yaml.YAMLError:
-        overrides = overrides.split("\n")[0]
-    if not isinstance(overrides, dict):
-        raise ValueError(f"expected --setting value, found {overrides!r} without a --setting that takes it")
-    text = Path(path).read_text()
+    text = path.read_text(encoding="utf-8")
     try:
         settings = load_hyperpyyaml(text)
         presets, preset = settings["presets"], overrides.get("preset", settings["preset"])

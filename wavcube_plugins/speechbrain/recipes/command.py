@@ -95,25 +95,8 @@ def read_settings(arguments: list[str], usage: str = "") -> tuple[dict, object, 
     Raises:
         ValueError: one of them is unknown, or has a value that cannot be used.
     """
-    arguments = _with_values(arguments)
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            path, run_opts, overrides = sb.parse_arguments(arguments)
-    except SystemExit:
-        # argparse has printed all options and then the reason.
-        raise ValueError(complaint.getvalue().strip().split("error: ")[-1]) from None
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise ValueError(f"{path}: {what}; the settings come first, such as train.yaml ({usage})")
+    path, run_opts, overrides = parse_command_line(_with_values(arguments), f"train.yaml ({usage})")
     _check_options(run_opts)
-    try:
-        overrides = yaml.safe_load(overrides) if overrides else {}
-    except yaml.YAMLError:
-        overrides = overrides.split("\n")[0]
-    if not isinstance(overrides, dict):
-        raise ValueError(f"expected --setting value, found {overrides!r} without a --setting that takes it")
     text = path.read_text(encoding="utf-8")
     plain = _plain(text, path)
     unknown = [key for key in overrides if key not in plain]
@@ -133,6 +116,36 @@ def read_settings(arguments: list[str], usage: str = "") -> tuple[dict, object, 
     if run_opts.ckpt_interval_steps > 0 and "ckpt_interval_minutes" not in run_opts.overridden_args:
         settings["ckpt_interval_minutes"] = 0
     return settings, run_opts, path, overrides
+
+
+def parse_command_line(arguments: list[str], example: str) -> tuple[Path, object, dict]:
+    """Return the path of the YAML file, SpeechBrain's run options, and the settings that were given beside it.
+
+    Args:
+        arguments: Of the command.
+        example: Of such a file, for whoever named none.
+
+    Raises:
+        ValueError: SpeechBrain refuses an option, there is no such file, or a value stands without its setting.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            path, run_opts, overrides = sb.parse_arguments(arguments)
+    except SystemExit:
+        # argparse has printed all options and then the reason.
+        raise ValueError(complaint.getvalue().strip().split("error: ")[-1]) from None
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise ValueError(f"{path}: {what}; the settings come first, such as {example}")
+    try:
+        overrides = yaml.safe_load(overrides) if overrides else {}
+    except yaml.YAMLError:
+        overrides = overrides.split("\n")[0]
+    if not isinstance(overrides, dict):
+        raise ValueError(f"expected --setting value, found {overrides!r} without a --setting that takes it")
+    return path, run_opts, overrides
 
 
 def _with_values(arguments: list[str]) -> list[str]:
