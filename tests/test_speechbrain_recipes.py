@@ -218,7 +218,7 @@ def test_enhancement_is_better_than_the_noisy_input(train, mini, tmp_path):
 
 def test_separation_improves_on_the_mixture(train, mini, tmp_path):
     results = train(
-        "separate/train", tmp_path, number_of_epochs=50, batch_size=3, warmup_steps=5, lr=0.002, evaluate="[train]"
+        "separate/train", tmp_path, number_of_epochs=90, batch_size=3, warmup_steps=5, lr=0.002, evaluate="[train]"
     )
     scores = results["train"]
     assert scores["si_sdr_improvement_masks"] > 2
