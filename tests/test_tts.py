@@ -62,7 +62,7 @@ def flow_of(model, latent, lengths, tokens, token_lengths, time):
     noisy = torch.randn_like(latent)
 
     def predict(items, frames, count):
-        text = model.ema.text_encoder(tokens[items, :count], token_lengths[items], frames)
+        text = model.ema.text_encoder(tokens[items, :count], token_lengths[items], frames, lengths[items])
         mask = lengths[items] if len(range(*items.indices(len(latent)))) > 1 else None
         return model.ema.transformer(noisy[items, :frames], condition[items, :frames], text, time[items], mask)
 
@@ -92,6 +92,8 @@ def test_an_unknown_preset_or_setting_is_named():
         FlowConfig.from_dict({"layers": 3})
     with pytest.raises(ValueError, match="dim must be a multiple of num_heads"):
         dataclasses.replace(CONFIG, dim=65)
+    with pytest.raises(ValueError, match="text_layout must be one of filler, stretched, got 'even'"):
+        dataclasses.replace(CONFIG, text_layout="even")
     with pytest.raises(ValueError, match="span"):
         dataclasses.replace(CONFIG, span=(0.9, 0.7))
     assert FlowConfig.from_dict(CONFIG.to_dict()) == CONFIG
@@ -110,8 +112,9 @@ def test_a_block_starts_as_the_identity_and_the_flow_at_zero():
     assert torch.equal(block(x, torch.randn(2, CONFIG.dim), Rotary(10, 32, 10000.0, x), None), x)
 
 
-def test_items_of_a_batch_give_what_they_give_alone():
-    model = build().eval()
+@pytest.mark.parametrize("layout", ["filler", "stretched"])
+def test_items_of_a_batch_give_what_they_give_alone(layout):
+    model = build(dataclasses.replace(CONFIG, text_layout=layout)).eval()
     latent, lengths, tokens, token_lengths = batch()
     together, alone = flow_of(model, latent, lengths, tokens, token_lengths, torch.rand(3))
     for item, single in enumerate(alone):
@@ -120,8 +123,9 @@ def test_items_of_a_batch_give_what_they_give_alone():
         assert together[item, lengths[item] :].abs().sum() == 0
 
 
-def test_nothing_in_the_padding_matters():
-    model = build().eval()
+@pytest.mark.parametrize("layout", ["filler", "stretched"])
+def test_nothing_in_the_padding_matters(layout):
+    model = build(dataclasses.replace(CONFIG, text_layout=layout)).eval()
     latent, lengths, tokens, token_lengths = batch()
     clean = model(latent, lengths, tokens, token_lengths)
     for item in range(3):
@@ -139,8 +143,8 @@ def test_the_response_norm_counts_tokens_only():
             # A bias that would make padding loud.
             block.up.bias.fill_(3.0)
     tokens = torch.randint(VOCABULARY, (1, 6))
-    alone = encoder(tokens, torch.tensor([6]), 6)
-    padded = encoder(torch.cat([tokens, tokens], 1), torch.tensor([6]), 40)
+    alone = encoder(tokens, torch.tensor([6]), 6, torch.tensor([6]))
+    padded = encoder(torch.cat([tokens, tokens], 1), torch.tensor([6]), 40, torch.tensor([40]))
     torch.testing.assert_close(padded[:, :6], alone)
     assert padded[:, 6:].abs().sum() == 0
 
@@ -148,14 +152,27 @@ def test_the_response_norm_counts_tokens_only():
 def test_text_longer_than_the_speech_is_cut():
     encoder = TextEncoder(CONFIG, VOCABULARY).eval()
     tokens = torch.randint(VOCABULARY, (1, 20))
-    torch.testing.assert_close(encoder(tokens, torch.tensor([20]), 8), encoder(tokens[:, :8], torch.tensor([8]), 8))
+    eight = torch.tensor([8])
+    torch.testing.assert_close(encoder(tokens, torch.tensor([20]), 8, eight), encoder(tokens[:, :8], eight, 8, eight))
+
+
+def test_stretched_text_is_spread_evenly_over_each_items_own_frames():
+    filler = TextEncoder(CONFIG, VOCABULARY).eval()
+    stretched = TextEncoder(dataclasses.replace(CONFIG, text_layout="stretched"), VOCABULARY).eval()
+    stretched.load_state_dict(filler.state_dict())
+    tokens = torch.randint(VOCABULARY, (3, 4))
+    counts, frames = torch.tensor([4, 3, 0]), torch.tensor([10, 7, 5])
+    text, spread = filler(tokens, counts, 10, frames), stretched(tokens, counts, 10, frames)
+    torch.testing.assert_close(spread[0], text[0, [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]])
+    torch.testing.assert_close(spread[1, :7], text[1, [0, 0, 0, 1, 1, 2, 2]])
+    assert spread[1, 7:].abs().sum() == 0 and spread[2].abs().sum() == 0
 
 
 def test_order_and_time_matter():
     model = build().eval()
     latent, _, tokens, token_lengths = batch((20,), (8,))
-    text = model.ema.text_encoder(tokens, token_lengths, 20)
-    turned = model.ema.text_encoder(tokens.flip(1), token_lengths, 20)
+    text = model.ema.text_encoder(tokens, token_lengths, 20, torch.tensor([20]))
+    turned = model.ema.text_encoder(tokens.flip(1), token_lengths, 20, torch.tensor([20]))
     assert not torch.allclose(text.sum(1), turned.sum(1), atol=1e-3)
     x = torch.randn(1, 20, LATENT)
     early, late = (model.ema.transformer(x, latent, text, torch.tensor([t]), None) for t in (0.1, 0.11))
@@ -175,7 +192,7 @@ def test_the_loss_counts_hidden_frames_and_nothing_else():
     model.eval()
     out = model(latent, lengths, tokens, token_lengths, chance)
     time = chance.time[:, None, None]
-    text = model.ema.text_encoder(tokens, token_lengths, 40)
+    text = model.ema.text_encoder(tokens, token_lengths, 40, lengths)
     noisy = ((1 - time) * chance.noise + time * latent) * (torch.arange(40) < lengths[:, None])[..., None]
     condition = latent.clone()
     condition[:, 4:20] = 0
@@ -421,7 +438,7 @@ def test_guidance_goes_away_from_the_null():
     model = build().eval()
     latent, lengths, tokens, token_lengths = batch((20,), (6,))
     noise = model._noise(lengths, 20, 0)
-    text = model.ema.text_encoder(tokens, token_lengths, 20)
+    text = model.ema.text_encoder(tokens, token_lengths, 20, torch.tensor([20]))
     zero, start = torch.zeros_like(latent), torch.zeros(1)
     given = model.ema.transformer(noise, zero, text, start, None)
     free = model.ema.transformer(noise, zero, torch.zeros_like(text), start, None)

@@ -227,6 +227,8 @@ class FlowConfig:
         text_layers: Its ConvNeXt-V2 blocks.
         text_kernel: Their kernel, in tokens; odd.
         text_factor: Their hidden channels, as a multiple of `text_dim`.
+        text_layout: `filler`, F5-TTS's: the n-th token stands at the n-th frame and filler follows; or `stretched`: the
+            tokens are spread evenly over all frames (Zhu et al. 2025, ZipVoice), which is learnt from far less speech.
         time_dim: Width of the sinusoid that encodes the time of the flow.
         pos_conv_kernel: Kernel of the convolutional position embedding, in frames; odd.
         pos_conv_groups: Its groups.
@@ -246,6 +248,7 @@ class FlowConfig:
     text_layers: int = 4
     text_kernel: int = 7
     text_factor: int = 2
+    text_layout: str = "filler"
     time_dim: int = 256
     pos_conv_kernel: int = 31
     pos_conv_groups: int = 16
@@ -264,6 +267,7 @@ class FlowConfig:
         for name in ("text_kernel", "pos_conv_kernel"):
             if getattr(self, name) % 2 == 0:
                 raise ValueError(f"{name} must be odd, got {getattr(self, name)}")
+        _check_choice("text_layout", self.text_layout, ("filler", "stretched"))
         if len(self.span) != 2 or not 0 < self.span[0] <= self.span[1] <= 1:
             raise ValueError(f"span must be two parts of the whole, 0 < least <= largest <= 1, got {self.span}")
         for name in ("dropout", "audio_drop", "both_drop", "ema_decay"):

@@ -187,7 +187,7 @@ class FlowMatching(nn.Module):
         condition = mask_frames(latent.masked_fill(draws.hidden[..., None], 0.0), masked)
         if draws.drop_audio:
             condition = torch.zeros_like(condition)
-        text = network.text_encoder(tokens, token_lengths, latent.shape[1])  # (B, L, C)
+        text = network.text_encoder(tokens, token_lengths, latent.shape[1], lengths)  # (B, L, C)
         if draws.drop_text:
             # Worked out all the same: a distributed run wants a gradient of every weight at every step.
             text = text.masked_fill(torch.ones_like(text, dtype=torch.bool), 0.0)
@@ -270,7 +270,7 @@ class FlowMatching(nn.Module):
             )
         masked = lengths if bool((lengths < longest).any()) else None
         x = self._noise(lengths, longest, seeds).to(parameter)  # (B, L, D)
-        text = self.ema.text_encoder(tokens, token_lengths, longest)  # (B, L, C)
+        text = self.ema.text_encoder(tokens, token_lengths, longest, lengths)  # (B, L, C)
         if guidance:
             text = torch.cat([text, torch.zeros_like(text)])
             both = torch.cat([condition, torch.zeros_like(condition)])

@@ -58,10 +58,11 @@ class ConvNeXtBlock(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Turns token ids into one vector per frame: the n-th token stands at the n-th frame, the rest is filler.
+    """Turns token ids into one vector per frame.
 
-    There is no alignment and no duration model; the transformer finds out by itself. Filler is zero in and behind
-    every block, so that it is worked out for the tokens alone.
+    There is no alignment and no duration model; the transformer finds out by itself. As F5-TTS has it, the n-th token
+    stands at the n-th frame and the rest is filler, which is zero in and behind every block, so that the blocks work on
+    the tokens alone. With the layout `stretched` what they give is spread evenly over the frames instead.
 
     Args:
         config: Sizes.
@@ -70,22 +71,24 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: FlowConfig, vocab_size: int):
         super().__init__()
+        self.layout = config.text_layout
         # Ids are shifted by one: 0 is the filler.
         self.embedding = nn.Embedding(vocab_size + 1, config.text_dim)
         self.blocks = nn.ModuleList(
             ConvNeXtBlock(config.text_dim, config.text_kernel, config.text_factor) for _ in range(config.text_layers)
         )
 
-    def forward(self, tokens: Tensor, token_lengths: Tensor, frames: int) -> Tensor:
+    def forward(self, tokens: Tensor, token_lengths: Tensor, frames: int, frame_lengths: Tensor) -> Tensor:
         """Encode a batch of texts.
 
         Args:
             tokens: Ids (B, N), from 0.
             token_lengths: (B,) valid tokens, 0 … N; what follows is filler whatever the ids.
             frames: L.
+            frame_lengths: (B,) frames of each item, over which the layout `stretched` spreads its text.
 
         Returns:
-            (B, L, C), zero at filler; tokens beyond the L-th are cut off.
+            (B, L, C), zero at filler and, stretched, beyond the items' frames; tokens beyond the L-th are cut off.
         """
         count = min(tokens.shape[1], frames)
         lengths = token_lengths.clamp(max=count)
@@ -95,6 +98,12 @@ class TextEncoder(nn.Module):
         x = mask_frames(x + sinusoid(torch.arange(count, device=x.device), x.shape[2]).to(x.dtype), lengths)
         for block in self.blocks:
             x = block(x, lengths)
+        if self.layout == "stretched":
+            frame = torch.arange(frames, device=x.device)
+            token = frame * lengths[:, None] // frame_lengths[:, None]  # (B, L)
+            x = x.gather(1, token.clamp(max=count - 1)[..., None].expand(-1, -1, x.shape[2]))
+            # A text without tokens is zero already.
+            return mask_frames(x, frame_lengths)
         return F.pad(x, (0, 0, 0, frames - count))  # (B, L, C)
 
 
