@@ -82,6 +82,8 @@ def recognise(options, folder, loading):
     from speechbrain.inference.ASR import EncoderASR
 
     model = EncoderASR.from_hparams(folder, **loading)
+    if hasattr(model.tokenizer, "ignore_len"):
+        model.tokenizer.ignore_len()  # sentencepiece has none
     for path in options.files:
         wav = read_speech(path, model.hparams.wavcube.sample_rate, resample=options.resample, remedy="--resample")
         print(f"{path}: {model.transcribe_batch(wav[None], wav.new_ones(1))[0][0]}")
