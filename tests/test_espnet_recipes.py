@@ -13,6 +13,7 @@ import soundfile
 import torch
 
 from wavcube_plugins.espnet import data, score
+from wavcube_plugins.minidata import read_mini
 
 RECIPES = Path(__file__).parents[1] / "espnet_recipe"
 
@@ -280,6 +281,27 @@ def test_scores_of_text(tmp_path, capsys):
     (tmp_path / "hyp").write_text("c nothing\n")
     assert score.main(["text", str(tmp_path / "ref"), str(tmp_path / "hyp")]) == 2
     assert "has none of the utterances of" in capsys.readouterr().err
+
+
+def test_sentences_of_a_speaker_are_joined(tmp_path, capsys):
+    sizes = {"train": 7, "test": 3}
+    for join, counts in ((1, [1] * 7), (3, [1, 2, 1, 1, 2])):
+        data.prepare_mini(tmp_path, sizes, speakers=2, corpus=tmp_path / "audio", join=join)
+        texts, phones, recordings, speakers = (
+            data.read_table(tmp_path / "train" / name) for name in ("text", "phones", "wav.scp", "utt2spk")
+        )
+        assert len(texts) == len(counts) and len(data.read_table(tmp_path / "test/text")) == 3
+        singles = {record["id"]: record for record in read_mini(tmp_path / "audio", "train")}
+        for (key, text), count in zip(texts.items(), counts, strict=True):
+            own = [one for one in singles.values() if one["speaker"] == speakers[key]]
+            first = own.index(singles[key.split("-", 1)[1]])
+            parts = own[first : first + count]
+            assert text == " ".join(one["text"] for one in parts)
+            assert phones[key].split() == [label for one in parts for label, _, _ in one["phones"]]
+            samples = [soundfile.read(tmp_path / "audio" / one["path"])[0] for one in parts]
+            assert np.array_equal(soundfile.read(recordings[key])[0], np.concatenate(samples))
+    assert data.main(["mini", str(tmp_path), "--join", "0"]) == 2
+    assert "--join must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_scores_of_speech(tmp_path):

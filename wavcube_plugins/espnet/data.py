@@ -130,8 +130,18 @@ def read_folder(folder: str | os.PathLike) -> dict[str, Entry]:
     return {key: Entry(path, texts[key], speakers[key]) for key, path in paths.items()}
 
 
-def prepare_mini(data: str | os.PathLike, sizes: Mapping[str, int], *, speakers: int, corpus: Path) -> None:
+def prepare_mini(
+    data: str | os.PathLike, sizes: Mapping[str, int], *, speakers: int, corpus: Path, join: int = 1
+) -> None:
     """Synthesise the mini corpus and write its folders: DATA/train, DATA/valid and DATA/test, with `phones` in each.
+
+    Args:
+        data: Where the folders go.
+        sizes: Sentences of each.
+        speakers: How many.
+        corpus: Where the audio goes.
+        join: Utterances of train and valid have 1, 2, … and up to so many sentences of their speaker, in turn.
+            Zero-shot TTS needs it: there, text follows the text of a prompt, which single sentences do not teach.
 
     Raises:
         ValueError: the corpus folder holds another set, or sizes that make none.
@@ -141,14 +151,40 @@ def prepare_mini(data: str | os.PathLike, sizes: Mapping[str, int], *, speakers:
 
     make_mini(corpus, "read", sizes, speakers=speakers)
     for split, count in sizes.items():
-        entries, phones = {}, {}
+        by_speaker: dict[str, list[dict]] = {}
         for record in read_mini(corpus, split)[:count]:
-            path = os.fspath((corpus / record["path"]).absolute())
-            key = f"{record['speaker']}-{record['id']}"
-            entries[key] = Entry(path, record["text"], record["speaker"])
-            phones[key] = " ".join(label for label, _, _ in record["phones"])
+            by_speaker.setdefault(record["speaker"], []).append(record)
+        entries, phones = {}, {}
+        for speaker, records in by_speaker.items():
+            for group in _groups(records, 1 if split == "test" else join):
+                key = f"{speaker}-{group[0]['id']}"
+                path = _joined(corpus, group)
+                entries[key] = Entry(os.fspath(path.absolute()), " ".join(one["text"] for one in group), speaker)
+                phones[key] = " ".join(label for one in group for label, _, _ in one["phones"])
         write_folder(Path(data) / split, entries)
         write_table(Path(data) / split / "phones", phones)
+
+
+def _groups(records: Sequence[dict], most: int) -> Iterable[Sequence[dict]]:
+    start, size = 0, 0
+    while start < len(records):
+        size = size % most + 1
+        yield records[start : start + size]
+        start += size
+
+
+def _joined(corpus: Path, records: Sequence[dict]) -> Path:
+    paths = [corpus / record["path"] for record in records]
+    if len(paths) == 1:
+        return paths[0]
+    import torch
+
+    from wavcube_plugins.audio import read_audio, write_audio
+
+    path = corpus / f"joined_{len(paths)}" / paths[0].name
+    if not path.is_file():
+        write_audio(path, torch.cat([read_audio(one) for one in paths]))
+    return path
 
 
 def prepare_libritts(root: str | os.PathLike, data: str | os.PathLike, sets: Mapping[str, Sequence[str]]) -> None:
@@ -466,8 +502,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("data", type=Path, help="folder for train, valid and test")
     command.add_argument("--corpus", type=Path, help="where the audio goes; default: DATA/mini_corpus")
     for name, count in (("train", 200), ("valid", 20), ("test", 20)):
-        command.add_argument(f"--{name}", type=int, default=count, help="utterances (default: %(default)s)")
+        command.add_argument(f"--{name}", type=int, default=count, help="sentences (default: %(default)s)")
     command.add_argument("--speakers", type=int, default=12, help="speakers (default: %(default)s)")
+    command.add_argument("--join", type=int, default=1, help="most sentences of an utterance (default: %(default)s)")
 
     for name, run, sets in (
         ("libritts", prepare_libritts, LIBRITTS),
@@ -525,7 +562,9 @@ def _parser() -> argparse.ArgumentParser:
 def _run_mini(arguments: argparse.Namespace) -> None:
     sizes = {name: getattr(arguments, name) for name in ("train", "valid", "test")}
     corpus = arguments.corpus or arguments.data / "mini_corpus"
-    prepare_mini(arguments.data, sizes, speakers=arguments.speakers, corpus=corpus)
+    if arguments.join < 1:
+        raise DataError(f"--join must be at least 1, got {arguments.join}")
+    prepare_mini(arguments.data, sizes, speakers=arguments.speakers, corpus=corpus, join=arguments.join)
 
 
 def _run_prompts(arguments: argparse.Namespace) -> None:

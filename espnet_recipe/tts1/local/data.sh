@@ -9,7 +9,7 @@
 #   --train       parts of LibriTTS to train on                      (train-clean-100 train-clean-360 train-other-500)
 #   --valid       and to validate on                                 (dev-clean)
 #   --test        and to synthesise                                  (test-clean)
-#   --mini_train  utterances of the mini corpus to train on          (200)
+#   --mini_train  sentences of the mini corpus to train on, one to three of a speaker in an utterance  (1000)
 #   --mini_valid  and to validate on                                 (20)
 #   --mini_test   and to synthesise                                  (20)
 #   --speakers    speakers of the mini corpus                        (12)
@@ -22,7 +22,7 @@ corpus=libritts
 train="train-clean-100 train-clean-360 train-other-500"
 valid=dev-clean
 test=test-clean
-mini_train=200
+mini_train=1000
 mini_valid=20
 mini_test=20
 speakers=12
@@ -35,7 +35,7 @@ parse_options "$@"
 
 case "${corpus}" in
     mini)
-        ${python} -m wavcube_plugins.espnet.data mini "${datadir}" --speakers "${speakers}" \
+        ${python} -m wavcube_plugins.espnet.data mini "${datadir}" --speakers "${speakers}" --join 3 \
             --train "${mini_train}" --valid "${mini_valid}" --test "${mini_test}"
         ;;
     libritts)
