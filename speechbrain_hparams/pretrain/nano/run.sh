@@ -4,7 +4,7 @@
 #
 #   speechbrain_hparams/pretrain/nano/run.sh WORK [EXPORT]
 #
-# WORK takes about 2 GB; EXPORT is where the model goes (WORK/export). About three hours on one CPU core, of which the
+# WORK takes about 2 GB; EXPORT is where the model goes (WORK/nano). About three hours on one CPU core, of which the
 # three trainings take nearly all; RECORDINGS=folder measures on recordings of your own too.
 set -euo pipefail
 
@@ -13,7 +13,7 @@ if [[ $# -lt 1 || $1 == -h || $1 == --help ]]; then
     exit 0
 fi
 work=$1
-export=${2:-$work/export}
+export=${2:-$work/nano}
 python=${PYTHON:-python}
 nano=$(cd "$(dirname "$0")" && pwd)
 pretrain=$(dirname "$nano")
