@@ -85,7 +85,7 @@ def test_asr_from_tokens_to_scores(tts, tmp_path):
     folder = tmp_path / "asr1"
     shutil.copytree(RECIPES / "asr1", folder)
     shared = ("--datadir", tts[0] / "data", "--dumpdir", tts[0] / "dump")
-    tiny = "--max_epoch 1 --encoder_conf output_size=32 --encoder_conf num_blocks=1"
+    tiny = "--max_epoch 1 --encoder_conf output_size=32 --encoder_conf hidden_size=32"
     result = run(
         folder,
         *("--corpus", "mini", "--python", sys.executable, "--stage", 10, *shared, "--asr_args", tiny),

@@ -62,6 +62,8 @@ shared=(--stage "${stage}" --stop_stage "${stop_stage}" --ngpu "${ngpu}" --train
     ${passed_on[@]+"${passed_on[@]}"})
 
 if [ "${driver}" = pip ]; then
+    # Many epochs of a small corpus: the encoder need not run in each. What the caller says of it comes later, and counts.
+    [ "${corpus}" != mini ] || shared=(--cache_latents true "${shared[@]}")
     exec local/asr_pip.sh --python "${python}" "${shared[@]}"
 fi
 [ "${driver}" = asr.sh ] || die "--driver ${driver}: expected asr.sh, pip or auto"

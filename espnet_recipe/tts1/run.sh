@@ -71,6 +71,8 @@ shared=(--ngpu "${ngpu}" --train_set train --valid_set valid --test_sets test --
     --local_data_opts "--corpus ${corpus} --python ${python} ${local_data_opts}" ${passed_on[@]+"${passed_on[@]}"})
 
 if [ "${driver}" = pip ]; then
+    # Many epochs of a small corpus: the encoder need not run in each. What the caller says of it comes later, and counts.
+    [ "${corpus}" != mini ] || shared=(--cache_latents true "${shared[@]}")
     exec local/tts_pip.sh --stage "${stage}" --stop_stage "${stop_stage}" --python "${python}" \
         --prompt_set "${prompt_set}" --inference_args "${inference_args}" "${shared[@]}"
 fi
