@@ -483,8 +483,8 @@ _SETTINGS: Mapping[str, Mapping[str, object]] = {
     "sf": _steps(400, **_NO_MASKS, **_rnns("model"), **{_EXPERT + "corpus.batch_size": 8}),
     "se": _steps(150, 3, **_SMALL_MASKS),
     "ss": _steps(150, 3, **_SMALL_MASKS),
-    # The decoder's gates saturate on the way from zero to the level of a log-mel spectrum, and then nothing but its mean
-    # is learnt in so few steps; normalised layers get over it. Larger hops are fewer turns of its loop. The distortion is
+    # The decoder's gates saturate on the way from zero to the level of a log-mel spectrum, and then only its mean is
+    # learnt in so few steps; normalised layers get over it. Larger hops are fewer turns of its loop. The distortion is
     # of the whole band: with the protocol's 7.6 kHz, vocoded recordings themselves are 16 dB from what they were.
     "vc": _steps(
         200,
