@@ -50,8 +50,8 @@ bench-pretraining: $(STAMP)  ## seconds and memory of a training step, ours and 
 nano: $(STAMP)  ## train WavCube-nano from nothing in $(NANO)/, hours on a CPU; resumes
 	PATH="$(CURDIR)/$(BIN):$$PATH" speechbrain_hparams/pretrain/nano/run.sh $(NANO)
 
-tts: $(STAMP)  ## train zero-shot TTS on synthesised speech with ESPnet in $(TTS)/, an hour on a CPU; resumes
-	espnet_recipe/tts1/run.sh --corpus mini --python "$(CURDIR)/$(BIN)/python" --cache_latents true \
+tts: $(STAMP)  ## train zero-shot TTS on synthesised speech with ESPnet in $(TTS)/, 80 minutes of a core; resumes
+	espnet_recipe/tts1/run.sh --corpus mini --python "$(CURDIR)/$(BIN)/python" \
 		--datadir "$(CURDIR)/$(TTS)/data" --dumpdir "$(CURDIR)/$(TTS)/dump" --expdir "$(CURDIR)/$(TTS)/exp"
 
 superb-mini: $(STAMP)  ## every task of SUPERB on a small synthesised set, through s3prl, in $(SUPERB)/; hours, resumes

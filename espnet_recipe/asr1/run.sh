@@ -17,7 +17,7 @@
 #   --asr_config, --inference_config                                     (conf/train.yaml, conf/decode.yaml; mini: conf/tuning/*_mini.yaml)
 #   --local_data_opts                                      for local/data.sh: other parts, sizes of the mini corpus
 #
-# Anything else goes to the driver: --cache_latents true, --asr_args "--max_epoch 10", --nj 8, --inference_nj 8, …
+# Anything else goes to the driver: --cache_latents true (the mini corpus has it), --asr_args "--max_epoch 10", --nj 8, …
 
 set -euo pipefail
 

@@ -19,7 +19,7 @@
 #   --inference_args                                                                            ()
 #   --local_data_opts                                      for local/data.sh: other parts, sizes of the mini corpus
 #
-# Anything else goes to the driver: --cache_latents true, --train_args "--max_epoch 10", --nj 8, --inference_nj 8, …
+# Anything else goes to the driver: --cache_latents true (the mini corpus has it), --train_args "--max_epoch 10", --nj 8, …
 
 set -euo pipefail
 
