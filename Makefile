@@ -54,7 +54,7 @@ tts: $(STAMP)  ## train zero-shot TTS on synthesised speech with ESPnet in $(TTS
 	espnet_recipe/tts1/run.sh --corpus mini --python "$(CURDIR)/$(BIN)/python" \
 		--datadir "$(CURDIR)/$(TTS)/data" --dumpdir "$(CURDIR)/$(TTS)/dump" --expdir "$(CURDIR)/$(TTS)/exp"
 
-superb-mini: $(STAMP)  ## every task of SUPERB on a small synthesised set, through s3prl, in $(SUPERB)/; hours, resumes
+superb-mini: $(STAMP)  ## every task of SUPERB on a small synthesised set, through s3prl, in $(SUPERB)/; 100 minutes on two cores, resumes
 	$(BIN)/wavcube superb mini $(SUPERB)
 
 clean:  ## remove what the targets made
