@@ -33,6 +33,7 @@ from wavcube_plugins.pretraining.losses import (
     feature_matching_loss,
     generator_loss,
     mel_loss,
+    phase_loss,
 )
 from wavcube_plugins.pretraining.reports import Report
 from wavcube_plugins.pretraining.step import (
@@ -297,12 +298,13 @@ def test_discriminators_come_in_at_their_step(waveforms):
 @pytest.mark.parametrize("stage", [1, 2])
 def test_totals_are_the_weighted_sums(waveforms, stage):
     start = begin(stage, bottleneck="vae")
-    weights = dataclasses.replace(STAGE_WEIGHTS[stage], adversarial_from=0, kl=0.5)
+    weights = dataclasses.replace(STAGE_WEIGHTS[stage], adversarial_from=0, kl=0.5, phase=7.0)
     losses = training(start, stage, weights=weights)(waveforms, 0).losses
     semantic = losses["semantic_restored"] + losses.get("semantic_student", 0.0)
     adversarial = sum(losses[f"{part}_{kind}"] for part in ("gen", "fm") for kind in ("mp", "mrd"))
     expected = weights.mel * losses["mel"] + weights.semantic * semantic + weights.adversarial * adversarial
-    assert losses["gen_total"].item() == pytest.approx((expected + 0.5 * losses["kl"]).item(), rel=1e-5)
+    expected = expected + 0.5 * losses["kl"] + 7 * losses["phase"]
+    assert losses["gen_total"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert losses["disc_total"].item() == pytest.approx(
         weights.adversarial * (losses["disc_mp"] + losses["disc_mrd"]).item(), rel=1e-5
     )
@@ -315,6 +317,21 @@ def test_several_mel_windows_are_averaged(waveforms):
         for windows in ([1024], [256], [1024, 256])
     )
     assert both == pytest.approx((one + two) / 2, rel=1e-5)
+
+
+def test_the_phase_loss_hears_what_a_log_mel_distance_does_not(waveforms):
+    # Half a turn of every phase.
+    assert mel_loss(LogMel(), waveforms, -waveforms).item() == pytest.approx(0, abs=1e-6)
+    assert phase_loss(waveforms, waveforms).item() == 0
+    half, quarter = phase_loss(waveforms, -waveforms).item(), phase_loss(waveforms, waveforms / 16).item()
+    # 1/16 to the power 0.3 is 0.435.
+    assert half > 0.01 and quarter == pytest.approx((1 - 0.435) / 2 * half, rel=0.05)
+
+
+def test_the_phase_loss_has_finite_gradients_where_there_is_nothing(waveforms):
+    silence = torch.zeros_like(waveforms, requires_grad=True)
+    phase_loss(waveforms, silence).backward()
+    assert torch.isfinite(silence.grad).all()
 
 
 def test_generator_and_teacher_run_once_per_step(waveforms):

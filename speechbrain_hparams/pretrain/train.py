@@ -61,13 +61,13 @@ WHOLE = {
 NUMBERS = {
     "crop_seconds": 0.1, "valid_seconds": 0.1, "discriminator_width": 0.001, "lr": 0.0, "weight_decay": 0.0,
     "beta1": 0.0, "beta2": 0.0, "mel_weight": 0.0, "adversarial_weight": 0.0, "semantic_weight": 0.0, "kl_weight": 0.0,
-    "max_gradient_norm": 1e-6, "ckpt_interval_minutes": 0,
+    "phase_weight": 0.0, "max_gradient_norm": 1e-6, "ckpt_interval_minutes": 0,
 }  # fmt: skip
 FLAGS = ("init_adapters", "compile", "checkpointing", "utmos", "speaker_similarity", "wer")
 TEXTS = ("output_folder", "train", "valid", "root", "size", "backbone", "start", "bottleneck")
 OPTIONAL = (
     "valid", "root", "backbone", "start", "latent_dim", "mel_weight", "adversarial_weight", "semantic_weight",
-    "kl_weight", "adversarial_from", "max_gradient_norm", "stop_at",
+    "kl_weight", "phase_weight", "adversarial_from", "max_gradient_norm", "stop_at",
 )  # fmt: skip
 
 # What a run keeps from its beginning to its end.
@@ -153,6 +153,7 @@ class PretrainingBrain(sb.Brain):
             "semantic": settings["semantic_weight"],
             "adversarial_from": settings["adversarial_from"],
             "kl": settings["kl_weight"],
+            "phase": settings["phase_weight"],
         }
         weights = type(own)(**{name: getattr(own, name) if value is None else value for name, value in given.items()})
         self.pretraining = PretrainingStep(

@@ -27,6 +27,7 @@ from wavcube_plugins.pretraining.losses import (
     feature_matching_loss,
     generator_loss,
     mel_loss,
+    phase_loss,
     semantic_anchoring_loss,
 )
 
@@ -343,6 +344,9 @@ class PretrainingStep:
         total = weights.mel * losses["mel"] + weights.semantic * losses["semantic"]
         if "kl" in losses:
             total = total + weights.kl * losses["kl"]
+        if weights.phase:
+            losses["phase"] = phase_loss(real, fake)
+            total = total + weights.phase * losses["phase"]
         if adversarial:
             # Past the wrapper: these gradients are the generator's alone.
             discriminators = unwrap(self.discriminators)

@@ -3,8 +3,8 @@
 The encoder learns to say which phone each of its frames is in, where the times are known, and which phones follow each
 other (CTC), where they are not, though parts of the audio are silenced or drowned in noise: WavLM's masked prediction
 and denoising, with phones in the place of clusters. As WavLM's features know more than phones, the last layer has to
-give the undisturbed spectrum too, and a middle one the speaker. CORPUS is what `corpus.py` makes. OUT/export gets the
-encoder: `model.safetensors` and `config.json`.
+give the undisturbed spectrum too, below 1 kHz with its phases, and a middle one the speaker. CORPUS is what `corpus.py`
+makes. OUT/export gets the encoder: `model.safetensors` and `config.json`.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ IGNORED = -100
 # Of the spectrum that the last layer has to give: bands, length of the FFT, and the least magnitude, of a waveform of
 # unit variance.
 _BANDS, _BINS, _FLOOR = 80, 1024, 1e-3
+# Of the complex spectrum that it has to give: length of the FFT, and the bins from 60 Hz to 1 kHz, where the lowest
+# harmonics of speech are. Nothing else here tells one phase from another, and an encoder that is deaf to phase leaves
+# the decoder no way to place harmonics: it answers every pitch with one of 100 Hz, its own frame rate.
+_PHASE_BINS, _PHASED = 512, slice(2, 33)
 
 
 class InputError(ValueError):
@@ -164,11 +168,18 @@ class TrainBatches(Dataset):
         padded, lengths = pad_batch(waveforms)
         padded = normalise(padded, lengths)
         spectrum = log_spectrum(padded, self.reader.config)
+        phases = low_spectrum(padded, self.reader.config)
         for row, record in enumerate(records):
             generator = np.random.default_rng(stable_seed(self.hparams["seed"], "mask", step, record["id"]))
             _mask(padded[row, : lengths[row]].numpy(), self.hparams["masked_share"], generator)
         speakers = torch.tensor([self.speakers[record["speaker"]] for record in records])
-        return {"waveforms": padded, "lengths": lengths, "speakers": speakers, "spectrum": spectrum}
+        return {
+            "waveforms": padded,
+            "lengths": lengths,
+            "speakers": speakers,
+            "spectrum": spectrum,
+            "phases": phases,
+        }
 
 
 class ValidBatches(Dataset):
@@ -226,6 +237,18 @@ def log_spectrum(waveforms: Tensor, config: WavLMConfig) -> Tensor:
     return (magnitudes @ bands).clamp_min(_FLOOR).log()
 
 
+def low_spectrum(waveforms: Tensor, config: WavLMConfig) -> Tensor:
+    """Return real and imaginary parts (B, L, 2 * bins) of the low spectrum of waveforms (B, T), frame by frame.
+
+    Magnitudes are square roots of the true ones, so that loud vowels are not all that counts.
+    """
+    field = config.receptive_field
+    frames = waveforms.unfold(1, field, config.hop_length) * torch.hann_window(field)
+    spectrum = torch.fft.rfft(frames, _PHASE_BINS)[..., _PHASED] / field**0.5
+    spectrum = spectrum * spectrum.abs().clamp_min(_FLOOR).rsqrt()
+    return torch.cat([spectrum.real, spectrum.imag], dim=-1)
+
+
 class Heads(nn.Module):
     """What is learned beside the encoder and not kept: all of the last layer, but speakers of a middle one."""
 
@@ -235,6 +258,7 @@ class Heads(nn.Module):
         # The phones as CTC has them, with its blank in the place of silence.
         self.order = nn.Linear(dim, len(PHONES))
         self.spectrum = nn.Linear(dim, _BANDS)
+        self.phases = nn.Linear(dim, 2 * (_PHASED.stop - _PHASED.start))
         self.speakers = nn.Linear(dim, speakers)
 
 
@@ -259,11 +283,18 @@ class TeacherBrain(sb.Brain):
         pooled = (middle * inside).sum(1) / frames[:, None]  # (B, C)
         heads = self.modules.heads
         last = states[-1]
-        return heads.phones(last), heads.order(last), heads.spectrum(last), heads.speakers(pooled), frames
+        return (
+            heads.phones(last),
+            heads.order(last),
+            heads.spectrum(last),
+            heads.phases(last),
+            heads.speakers(pooled),
+            frames,
+        )
 
     def compute_objectives(self, predictions, batch, stage):
-        phones, order, spectrum, speakers, frames = predictions
-        phones, order, spectrum = phones.float(), order.float(), spectrum.float()
+        phones, order, spectrum, phases, speakers, frames = predictions
+        phones, order, spectrum, phases = phones.float(), order.float(), spectrum.float(), phases.float()
         labels = batch.get("labels")
         if stage != sb.Stage.TRAIN:
             self._count(order if labels is None else phones, labels, batch["pronunciations"])
@@ -275,6 +306,10 @@ class TeacherBrain(sb.Brain):
         inside = length_mask(frames, spectrum.shape[1])
         difference = (spectrum - batch["spectrum"].to(self.device)).abs().mean(-1)
         loss = loss + self.hparams.spectrum_weight * difference[inside].mean()
+        # The share of the phases' energy that is not explained.
+        wanted = batch["phases"].to(self.device)[inside]
+        phase_loss = F.mse_loss(phases[inside], wanted) / wanted.square().mean()
+        loss = loss + self.hparams.phase_weight * phase_loss
         speaker_loss = F.cross_entropy(speakers.float(), batch["speakers"].to(self.device))
         return loss + self.hparams.speaker_weight * speaker_loss
 
