@@ -220,6 +220,23 @@ def test_the_spectrum_lies_on_the_encoders_frames(teacher):
     assert int(teacher.log_spectrum(tone, config)[0, 20].argmax()) == int(bands[256].argmax())
 
 
+def test_low_spectra_keep_phases_below_1_khz(teacher):
+    config = WavLMConfig()
+    time = torch.arange(16000) / 16000
+    # A whole number of periods in 20 ms: the phase is the same in all frames, and moves with the wave's.
+    waves = torch.stack([torch.cos(2 * math.pi * 500 * time + phase) for phase in (0, 1, 1 + math.pi)])
+    low = teacher.low_spectrum(torch.cat([waves, torch.cos(2 * math.pi * 2000 * time)[None]]), config)
+    assert low.shape == (4, 49, 2 * 31)
+    real, imaginary = low.chunk(2, dim=-1)
+    spectrum = torch.complex(real, imaginary)
+    peak = 500 * 512 // 16000 - 2
+    assert int(spectrum[0, 7].abs().argmax()) == peak
+    assert torch.allclose(low[0], low[0, :1].expand(49, -1), atol=0.02)
+    assert (spectrum[1, 7, peak] / spectrum[0, 7, peak]).angle().item() == pytest.approx(1, abs=1e-2)
+    assert torch.allclose(low[1], -low[2], atol=0.02)
+    assert spectrum[3].abs().max() < 0.1 * spectrum[0].abs().max()
+
+
 def test_a_frame_has_the_phone_at_its_centre(teacher):
     reader = teacher.Reader(".", WavLMConfig())
     record = {"phones": [["SIL", 0.0, 0.0125], ["AA", 0.0125, 0.05], ["B", 0.05, 0.0726]]}

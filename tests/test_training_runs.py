@@ -103,6 +103,26 @@ def launch(output, material, processes=1, **settings):
     )  # fmt: skip
 
 
+def test_start_reaches_the_script_through_torchrun():
+    # torchrun has options of its own that begin so; README's commands put `--` before the script.
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "--"]
+    options = [
+        "--preset",
+        "nano",
+        "--train",
+        str(SCRIPTS),
+        "--device",
+        "cpu",
+        "--start",
+        "nowhere",
+        "--distributed_backend",
+        "gloo",
+    ]
+    command = [*start, str(SCRIPTS / "train.py"), str(SCRIPTS / "stage2.yaml"), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0 and "train.py: error: nowhere: no such run" in done.stderr
+
+
 def finish(process):
     out, _ = process.communicate(timeout=600)
     assert process.returncode == 0, out
@@ -540,7 +560,7 @@ def test_the_two_stages_differ_only_where_they_must(script):
     for name in ("wavcube", "wavcube_pro", "nano"):
         own = {"size", "backbone", "start", "output_folder"}
         if name == "nano":  # reconstruction takes longer to learn than the bottleneck
-            own |= {"warmup_steps", "total_steps", "adversarial_from"}
+            own |= {"batch_size", "lr", "warmup_steps", "total_steps", "adversarial_from", "phase_weight"}
         a, b = (settings["presets"][name] for settings in (first, second))
         assert {k: v for k, v in a.items() if k not in own} == {k: v for k, v in b.items() if k not in own}
     assert (first["batch_size"], second["batch_size"]) == (14, 8)  # the paper's

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Trains WavCube with SpeechBrain: `python train.py stage1.yaml --train SPEECH`, then the same with stage2.yaml.
 
-On several GPUs: `torchrun --standalone --nproc_per_node=8 train.py …`. Everything in the YAML file can be given on the
-command line, and SpeechBrain's own options too (`--device cpu`, `--precision bf16`). What is computed lies in
+On several GPUs: `torchrun --standalone --nproc_per_node=8 -- train.py …`. Everything in the YAML file can be given on
+the command line, and SpeechBrain's own options too (`--device cpu`, `--precision bf16`). What is computed lies in
 `wavcube_plugins.pretraining`; here SpeechBrain provides the loop, checkpoints, precision and several processes.
 """
 
