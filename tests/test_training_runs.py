@@ -560,7 +560,7 @@ def test_the_two_stages_differ_only_where_they_must(script):
     for name in ("wavcube", "wavcube_pro", "nano"):
         own = {"size", "backbone", "start", "output_folder"}
         if name == "nano":  # reconstruction takes longer to learn than the bottleneck
-            own |= {"batch_size", "lr", "warmup_steps", "total_steps", "adversarial_from", "phase_weight"}
+            own |= {"warmup_steps", "total_steps", "adversarial_from"}
         a, b = (settings["presets"][name] for settings in (first, second))
         assert {k: v for k, v in a.items() if k not in own} == {k: v for k, v in b.items() if k not in own}
     assert (first["batch_size"], second["batch_size"]) == (14, 8)  # the paper's

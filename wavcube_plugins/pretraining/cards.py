@@ -34,6 +34,7 @@ _SETTINGS = {
     "total_steps": "steps of the schedule",
     "lr": "highest learning rate",
     "adversarial_from": "discriminators from step",
+    "phase_weight": "weight of the phase loss",
 }
 # What the losses of a validation are called in a table.
 _LOSSES = {

@@ -44,8 +44,9 @@ STAGE_WEIGHTS = {
 
 # Of the log-mel spectrogram in loss, metric and pictures: window and hop in samples, bands, least magnitude.
 MEL_N_FFT, MEL_HOP, MEL_BANDS, MEL_FLOOR = 1024, 256, 100, 1e-7
-# Of the complex spectrum in the phase loss: window in samples (hop: a quarter), power of magnitudes, and floor.
-_PHASE_N_FFT, _PHASE_POWER, _PHASE_FLOOR = 512, 0.3, 1e-3
+# Of the complex spectrum in the phase loss: window in samples (hop: a quarter), bins (up to 1 kHz of 16), power of
+# magnitudes, and floor.
+_PHASE_N_FFT, _PHASE_BINS, _PHASE_POWER, _PHASE_FLOOR = 512, 33, 0.3, 1e-3
 
 
 class LogMel(nn.Module):
@@ -91,7 +92,8 @@ def phase_loss(real: Tensor, generated: Tensor) -> Tensor:
     """Return the mean absolute distance of the compressed complex spectra of two batches of waveforms (B, T).
 
     A log-mel distance is deaf to phase. Here magnitudes are raised to the power 0.3, about as loud as they sound, and
-    keep their phases; real and imaginary parts count alike.
+    keep their phases; real and imaginary parts count alike. Only the lowest sixteenth of the sampling rate counts: a
+    phase that cannot be foreseen, as those of high harmonics and of noise, is best answered by silence.
     """
     return F.l1_loss(_compressed_spectrum(generated), _compressed_spectrum(real))
 
@@ -108,7 +110,7 @@ def _compressed_spectrum(waveforms: Tensor) -> Tensor:
                 pad_mode="constant",
                 normalized=True,
                 return_complex=True,
-            )
+            )[:, :_PHASE_BINS]
         )
         # The power's gradient at nothing is infinite, so that there is a floor.
         energy = spectrum.square().sum(-1, keepdim=True) + _PHASE_FLOOR**2

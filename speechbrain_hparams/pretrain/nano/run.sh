@@ -32,7 +32,7 @@ corpus=(--train "$work/corpus/train.jsonl" --valid "$work/corpus/valid.jsonl")
     --start "$work/stage1" --output_folder "$work/stage2"
 # The ablation: the same without the semantic anchoring loss, as far as tells the two apart.
 "$python" "$pretrain/train.py" "$pretrain/stage2.yaml" --preset nano "${corpus[@]}" --precision "$precision" \
-    --start "$work/stage1" --output_folder "$work/no_anchoring" --semantic_weight 0 --stop_at 500
+    --start "$work/stage1" --output_folder "$work/no_anchoring" --semantic_weight 0 --stop_at 1000
 
 "$python" "$nano/measure.py" --corpus "$work/corpus" --stage1 "$work/stage1" --stage2 "$work/stage2" \
     --no-anchoring "$work/no_anchoring" ${RECORDINGS:+--recordings "$RECORDINGS"} --out "$work/scores.json"

@@ -3,8 +3,8 @@
 The encoder learns to say which phone each of its frames is in, where the times are known, and which phones follow each
 other (CTC), where they are not, though parts of the audio are silenced or drowned in noise: WavLM's masked prediction
 and denoising, with phones in the place of clusters. As WavLM's features know more than phones, the last layer has to
-give the undisturbed spectrum too, below 1 kHz with its phases, and a middle one the speaker. CORPUS is what `corpus.py`
-makes. OUT/export gets the encoder: `model.safetensors` and `config.json`.
+give the undisturbed spectrum too, with `phase_weight` below 1 kHz its phases as well, and a middle one the speaker.
+CORPUS is what `corpus.py` makes. OUT/export gets the encoder: `model.safetensors` and `config.json`.
 """
 
 from __future__ import annotations
