@@ -259,7 +259,7 @@ def options(folder, tmp_path):
     return {
         **{"corpus": str(data), "output_folder": str(tmp_path / "out"), "preset": "tiny"},
         **{"steps": 4, "steps_per_epoch": 2, "batch_crops": 2, "crop_seconds": 0.5, "whole_seconds": 6.0},
-        **{"whole_after": 0.2, "whole_share": 0.5, "speaker_layer": 2, "precision": "fp32"},
+        **{"whole_after": 0.2, "whole_share": 0.5, "speaker_layer": 2, "phase_weight": 0.5, "precision": "fp32"},
     }
 
 

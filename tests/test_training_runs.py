@@ -103,26 +103,6 @@ def launch(output, material, processes=1, **settings):
     )  # fmt: skip
 
 
-def test_start_reaches_the_script_through_torchrun():
-    # torchrun has options of its own that begin so; README's commands put `--` before the script.
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "--"]
-    options = [
-        "--preset",
-        "nano",
-        "--train",
-        str(SCRIPTS),
-        "--device",
-        "cpu",
-        "--start",
-        "nowhere",
-        "--distributed_backend",
-        "gloo",
-    ]
-    command = [*start, str(SCRIPTS / "train.py"), str(SCRIPTS / "stage2.yaml"), *options]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode != 0 and "train.py: error: nowhere: no such run" in done.stderr
-
-
 def finish(process):
     out, _ = process.communicate(timeout=600)
     assert process.returncode == 0, out
@@ -527,6 +507,16 @@ def test_help(script, capsys):
 def read(script, stage, **settings):
     arguments = [str(SCRIPTS / f"stage{stage}.yaml"), "--train", "speech"]
     return script.read_settings(arguments + [word for k, v in settings.items() for word in (f"--{k}", str(v))])[0]
+
+
+def test_start_reaches_the_script_through_torchrun():
+    # torchrun has options of its own that begin so; README's commands put `--` before the script.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "--"]
+    settings = {"preset": "nano", "train": SCRIPTS, "start": "nowhere", "device": "cpu", "distributed_backend": "gloo"}
+    options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    command = [*torchrun, str(SCRIPTS / "train.py"), str(SCRIPTS / "stage2.yaml"), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0 and "train.py: error: nowhere: no such run" in done.stderr
 
 
 def plain(stage):

@@ -168,18 +168,14 @@ class TrainBatches(Dataset):
         padded, lengths = pad_batch(waveforms)
         padded = normalise(padded, lengths)
         spectrum = log_spectrum(padded, self.reader.config)
-        phases = low_spectrum(padded, self.reader.config)
+        # Before the mask, which works in place.
+        phased = self.hparams["phase_weight"] > 0
+        phases = {"phases": low_spectrum(padded, self.reader.config)} if phased else {}
         for row, record in enumerate(records):
             generator = np.random.default_rng(stable_seed(self.hparams["seed"], "mask", step, record["id"]))
             _mask(padded[row, : lengths[row]].numpy(), self.hparams["masked_share"], generator)
         speakers = torch.tensor([self.speakers[record["speaker"]] for record in records])
-        return {
-            "waveforms": padded,
-            "lengths": lengths,
-            "speakers": speakers,
-            "spectrum": spectrum,
-            "phases": phases,
-        }
+        return {"waveforms": padded, "lengths": lengths, "speakers": speakers, "spectrum": spectrum} | phases
 
 
 class ValidBatches(Dataset):
@@ -229,10 +225,8 @@ def _mask(waveform: np.ndarray, share: float, generator: np.random.Generator) ->
 
 def log_spectrum(waveforms: Tensor, config: WavLMConfig) -> Tensor:
     """Return log-mel magnitudes (B, L, bands) of waveforms (B, T), on the samples that the encoder's frames see."""
-    field = config.receptive_field
-    frames = waveforms.unfold(1, field, config.hop_length) * torch.hann_window(field)
     # Zeros behind the frame give the lowest bands bins of their own.
-    magnitudes = torch.fft.rfft(frames, _BINS).abs() / field**0.5
+    magnitudes = _spectrum(waveforms, config, _BINS).abs()
     bands = torchaudio.functional.melscale_fbanks(_BINS // 2 + 1, 0.0, SAMPLE_RATE / 2, _BANDS, SAMPLE_RATE)
     return (magnitudes @ bands).clamp_min(_FLOOR).log()
 
@@ -242,11 +236,15 @@ def low_spectrum(waveforms: Tensor, config: WavLMConfig) -> Tensor:
 
     Magnitudes are square roots of the true ones, so that loud vowels are not all that counts.
     """
-    field = config.receptive_field
-    frames = waveforms.unfold(1, field, config.hop_length) * torch.hann_window(field)
-    spectrum = torch.fft.rfft(frames, _PHASE_BINS)[..., _PHASED] / field**0.5
+    spectrum = _spectrum(waveforms, config, _PHASE_BINS)[..., _PHASED]
     spectrum = spectrum * spectrum.abs().clamp_min(_FLOOR).rsqrt()
     return torch.cat([spectrum.real, spectrum.imag], dim=-1)
+
+
+def _spectrum(waveforms: Tensor, config: WavLMConfig, n_fft: int) -> Tensor:
+    field = config.receptive_field
+    frames = waveforms.unfold(1, field, config.hop_length) * torch.hann_window(field)
+    return torch.fft.rfft(frames, n_fft) / field**0.5
 
 
 class Heads(nn.Module):
@@ -258,8 +256,9 @@ class Heads(nn.Module):
         # The phones as CTC has them, with its blank in the place of silence.
         self.order = nn.Linear(dim, len(PHONES))
         self.spectrum = nn.Linear(dim, _BANDS)
-        self.phases = nn.Linear(dim, 2 * (_PHASED.stop - _PHASED.start))
         self.speakers = nn.Linear(dim, speakers)
+        # After the others, whose random weights stay those of the packaged encoder's training.
+        self.phases = nn.Linear(dim, 2 * (_PHASED.stop - _PHASED.start))
 
 
 class TeacherBrain(sb.Brain):
@@ -306,10 +305,10 @@ class TeacherBrain(sb.Brain):
         inside = length_mask(frames, spectrum.shape[1])
         difference = (spectrum - batch["spectrum"].to(self.device)).abs().mean(-1)
         loss = loss + self.hparams.spectrum_weight * difference[inside].mean()
-        # The share of the phases' energy that is not explained.
-        wanted = batch["phases"].to(self.device)[inside]
-        phase_loss = F.mse_loss(phases[inside], wanted) / wanted.square().mean()
-        loss = loss + self.hparams.phase_weight * phase_loss
+        if "phases" in batch:
+            # The share of their energy that is not explained.
+            wanted = batch["phases"].to(self.device)[inside]
+            loss = loss + self.hparams.phase_weight * F.mse_loss(phases[inside], wanted) / wanted.square().mean()
         speaker_loss = F.cross_entropy(speakers.float(), batch["speakers"].to(self.device))
         return loss + self.hparams.speaker_weight * speaker_loss
 
