@@ -225,13 +225,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs=2, metavar=("WAY", "STAGE"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.size = options.size or ("nano" if options.device == "cpu" else "wavcube")
+    device = torch.device(options.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # names, memory and waiting below are those of the current one
     if options.only:
         warnings.filterwarnings("ignore")
         print(json.dumps(measure(options.only[0], int(options.only[1]), options)))
         return 0
 
-    cuda = options.device.startswith("cuda")
-    name = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {options.threads} threads"
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {options.threads} threads"
     load = f"; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
     print(f"{name}; torch {torch.__version__}; {torch.backends.cpu.get_cpu_capability()}{load}; {options.size}\n")
     wanted = {"compiled": options.compile, "checkpointing": options.checkpointing}

@@ -209,6 +209,8 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # names, memory and waiting below are those of the current one
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {options.threads} threads"
     print(f"{name}; torch {torch.__version__}; {torch.backends.cpu.get_cpu_capability()}\n")
 

@@ -44,6 +44,7 @@ cd "$1"
 cp "${here}/${task}/run.sh" "${here}/${task}/cmd.sh" .
 [ ! -f "${here}/${task}/README.md" ] || cp "${here}/${task}/README.md" .
 cp -RL "${here}/${task}/conf" "${here}/${task}/local" .
+[ -e local/path.sh ] || : > local/path.sh # the checkout's path.sh ends in it, for settings of one's own
 
 link() { # FOLDER-IN-TEMPLATE NAME...
     local folder=../../TEMPLATE/$1 name

@@ -379,6 +379,18 @@ def test_evaluation_and_sampling_use_the_average():
     assert torch.equal(model.sample(tokens, token_lengths, lengths, steps=2, seeds=0)[0], sampled)
 
 
+def test_nothing_is_dropped_from_the_average_in_training():
+    model = build(dataclasses.replace(CONFIG, dropout=0.5))  # as it is after construction, and after a step
+    _, lengths, tokens, token_lengths = batch()
+
+    def sample():
+        return model.sample(tokens, token_lengths, lengths, steps=2, seeds=0)[0]
+
+    assert model.training and torch.equal(sample(), sample())
+    assert torch.equal(model.train().network.training and sample(), model.eval() and sample())
+    assert not any(module.training for module in model.modules())
+
+
 def test_two_processes_keep_the_same_average(tmp_path):
     script = Path(__file__).with_name("tts_ranks.py")
     processes = [subprocess.Popen([sys.executable, script, str(rank), tmp_path]) for rank in range(2)]

@@ -58,16 +58,18 @@ fi
 
 shared=(--stage "${stage}" --stop_stage "${stop_stage}" --ngpu "${ngpu}" --train_set train --valid_set valid
     --test_sets test "${tokens[@]}" --asr_config "${asr_config}" --inference_config "${inference_config}"
-    --inference_asr_model valid.loss.best.pth --local_data_opts "--corpus ${corpus} --python ${python} ${local_data_opts}"
-    ${passed_on[@]+"${passed_on[@]}"})
+    --inference_asr_model valid.loss.best.pth ${passed_on[@]+"${passed_on[@]}"})
+data_opts="--corpus ${corpus} ${local_data_opts}"
 
 if [ "${driver}" = pip ]; then
     # Many epochs of a small corpus: the encoder need not run in each. What the caller says of it comes later, and counts.
     [ "${corpus}" != mini ] || shared=(--cache_latents true "${shared[@]}")
-    exec local/asr_pip.sh --python "${python}" "${shared[@]}"
+    exec local/asr_pip.sh --python "${python}" --local_data_opts "${data_opts}" "${shared[@]}"
 fi
 [ "${driver}" = asr.sh ] || die "--driver ${driver}: expected asr.sh, pip or auto"
 [ -e asr.sh ] || die "no asr.sh in this folder; install the recipe into an ESPnet checkout with setup.sh, or --driver pip"
+[[ "${python}" != *[[:space:]]* ]] || die "--python ${python}: asr.sh would split it at its spaces; give a path without, or --driver pip"
 exec ./asr.sh --lang en --feats_type raw --fs 16k --audio_format flac --use_lm false --feats_normalize utterance_mvn \
-    --python "${python} -m wavcube_plugins.espnet.run" --bpe_train_text data/train/text --lm_train_text data/train/text \
+    --python "${python} -m wavcube_plugins.espnet.run" --local_data_opts "--python ${python} ${data_opts}" \
+    --bpe_train_text data/train/text --lm_train_text data/train/text \
     "${shared[@]}"

@@ -6,6 +6,7 @@
     python -m wavcube_plugins.espnet.data format data/ dump/raw/ train valid test --fs 16000
     python -m wavcube_plugins.espnet.data check dump/raw/train --token_list tokens.txt
     python -m wavcube_plugins.espnet.data prompts dump/raw/test  # prompt.scp and prompt_text, for zero-shot TTS
+    python -m wavcube_plugins.espnet.data latents tts --config conf/train.yaml   # options for `wavcube extract`
 
 A folder holds `wav.scp`, `text`, `utt2spk` and `spk2utt`, sorted by bytes; ids begin with the speaker's. Exit code 0,
 or 2 with one sentence that names what cannot be used.
@@ -14,6 +15,8 @@ or 2 with one sentence that names what cannot be used.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import inspect
 import os
 import sys
 import warnings
@@ -57,7 +60,7 @@ class Entry:
 
 
 def read_table(path: str | os.PathLike) -> dict[str, str]:
-    """Read a file of `id value` lines.
+    """Read a file of `id value` lines, with any white space between the two, as Kaldi and ESPnet have it.
 
     Raises:
         DataError: it is missing, empty, not UTF-8, or has an id twice or without a value.
@@ -66,19 +69,20 @@ def read_table(path: str | os.PathLike) -> dict[str, str]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; run the data stage first (--stage 1)")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: texts may have characters in them that Unicode takes for ends of lines.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text") from error
     table: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        key, _, value = line.strip().partition(" ")
-        if not value.strip():
+        key, *value = line.strip().split(maxsplit=1)
+        if not value:
             raise DataError(f"{path}:{number}: {key} has nothing behind it")
         if key in table:
             raise DataError(f"{path}:{number}: {key} is there twice")
-        table[key] = value.strip()
+        table[key] = value[0]
     if not table:
         raise DataError(f"{path}: is empty; the corpus gave no utterances, or the file was cut off")
     return table
@@ -157,8 +161,9 @@ def prepare_mini(
         entries, phones = {}, {}
         for speaker, records in by_speaker.items():
             for group in _groups(records, 1 if split == "test" else join):
-                key = f"{speaker}-{group[0]['id']}"
                 path = _joined(corpus, group)
+                # How many there are is in the name: in a smaller corpus a group may end earlier.
+                key = f"{speaker}-{path.stem}"
                 entries[key] = Entry(os.fspath(path.absolute()), " ".join(one["text"] for one in group), speaker)
                 phones[key] = " ".join(label for one in group for label, _, _ in one["phones"])
         write_folder(Path(data) / split, entries)
@@ -181,7 +186,7 @@ def _joined(corpus: Path, records: Sequence[dict]) -> Path:
 
     from wavcube_plugins.audio import read_audio, write_audio
 
-    path = corpus / f"joined_{len(paths)}" / paths[0].name
+    path = corpus / "joined" / f"{paths[0].stem}-{len(paths)}.wav"
     if not path.is_file():
         write_audio(path, torch.cat([read_audio(one) for one in paths]))
     return path
@@ -265,7 +270,7 @@ def make_prompts(
         chosen = {key: (paths[key], texts[key]) for key in entries}
     else:
         chosen = _choose_prompts(folder, entries, source, shortest, longest)
-    paths = {key: _to_rate(path, folder / "prompt" / f"{key}.flac", fs)[0] for key, (path, _) in chosen.items()}
+    paths = {key: _to_rate(path, folder / "prompt", key, fs)[0] for key, (path, _) in chosen.items()}
     write_table(folder / "prompt.scp", paths)
     write_table(folder / "prompt_text", {key: text for key, (_, text) in chosen.items()})
 
@@ -325,7 +330,7 @@ def format_folder(
     """Copy a data folder for training: every recording mono at one sample rate, with `utt2num_samples`.
 
     Files that are so already stay where they are; the others are written as FLAC into TARGET/audio. What a stopped run
-    has written is kept.
+    has written is kept, unless its source is another one now.
 
     Args:
         source: A data folder.
@@ -348,7 +353,7 @@ def format_folder(
 
     def convert(item: tuple[str, str]) -> tuple[str, str, int]:
         key, path = item
-        return (key, *_to_rate(path, target / "audio" / f"{key}.flac", fs))
+        return (key, *_to_rate(path, target / "audio", key, fs))
 
     from wavcube_plugins.audio import AudioWarning
 
@@ -440,6 +445,58 @@ def split_keys(folder: str | os.PathLike, parts: int, lists: Mapping[str, str | 
     return parts
 
 
+def extract_options(task: str, arguments: Sequence[str]) -> list[str]:
+    """Return the options with which `wavcube extract` writes the latents that a training would compute by itself.
+
+    Args:
+        task: tts or asr.
+        arguments: Those of ESPnet's `tts_train` or `asr_train`: `--config` and what overrides it.
+
+    Raises:
+        DataError: a configuration that cannot be read, or features that cannot come from disk.
+        OSError: there is no such configuration.
+    """
+    import yaml
+    from espnet2.utils.nested_dict_action import NestedDictAction
+
+    from wavcube_plugins import espnet
+
+    part, kind = ("feats_extract", espnet.WavCubeFeatures) if task == "tts" else ("frontend", espnet.WavCubeFrontend)
+    # As ESPnet reads them, without its tasks, which take long to import.
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument(f"--{part}")
+    parser.add_argument(f"--{part}_conf", action=NestedDictAction, default={})
+    try:
+        config = parser.parse_known_args(arguments)[0].config
+        if config is not None:
+            written = yaml.safe_load(config.read_text(encoding="utf-8"))
+            if not isinstance(written, dict):
+                raise DataError(f"{config}: not a configuration, which has lines `name: value`")
+            parser.set_defaults(**{name: written[name] for name in (part, f"{part}_conf") if name in written})
+        found = vars(parser.parse_known_args(arguments)[0])
+    except yaml.YAMLError as error:
+        raise DataError(f"--config or --{part}_conf: not YAML: {error}") from error
+    except argparse.ArgumentError as error:
+        raise DataError(str(error)) from error
+    if found[part] != "wavcube":
+        raise DataError(f"--cache_latents true: {part} is {found[part]}, only wavcube has latents")
+    settings = {name: parameter.default for name, parameter in inspect.signature(kind).parameters.items()}
+    settings |= found[f"{part}_conf"] or {}
+    if settings.get("trainable") or settings.get("features", "latent") != "latent":
+        what = "trainable: true" if settings.get("trainable") else f"features: {settings['features']}"
+        raise DataError(
+            f"--cache_latents true: {part}_conf has {what}, which needs waveforms; latents on disk serve features: "
+            "latent of a frozen model"
+        )
+    if settings["revision"] is not None:
+        raise DataError(
+            f"--cache_latents true: {part}_conf has revision: {settings['revision']}, of which no latents can be "
+            "extracted; download that revision and name its folder as model"
+        )
+    return ["--model", str(settings["model"]), "--dtype", str(settings["dtype"])]
+
+
 def train_bpe(text: str | os.PathLike, folder: str | os.PathLike, size: int) -> None:
     """Train a sentencepiece model of sub-words on a file of `id text` lines: FOLDER/bpe.model and FOLDER/tokens.txt.
 
@@ -518,7 +575,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("corpus", type=Path, help="folder of the corpus")
         command.add_argument("data", type=Path, help="folder for train, valid and test")
         for split, parts in sets.items():
-            command.add_argument(f"--{split}", default=" ".join(parts), help="parts (default: %(default)s)")
+            command.add_argument(
+                f"--{split}", default=",".join(parts), help="parts, with commas between (default: %(default)s)"
+            )
 
     def add_check(command: argparse.ArgumentParser) -> None:
         command.add_argument("--token_list", type=Path, help="tokens that the text may have")
@@ -546,6 +605,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     add_check(command)
     command.add_argument("--fs", help="sample rate that recordings must have")
+
+    command = add(
+        "latents", _run_latents, "options for `wavcube extract`, one a line: the model and type that a training names"
+    )
+    command.add_argument("task", choices=("tts", "asr"))
+    command.add_argument("arguments", nargs=argparse.REMAINDER, help="of ESPnet's training: --config and so on")
 
     command = add("bpe", _run_bpe, "a sentencepiece model and its token list: FOLDER/bpe.model, FOLDER/tokens.txt")
     command.add_argument("text", type=Path)
@@ -601,6 +666,10 @@ def _run_check(arguments: argparse.Namespace) -> None:
         )
 
 
+def _run_latents(arguments: argparse.Namespace) -> None:
+    print(*extract_options(arguments.task, arguments.arguments), sep="\n")
+
+
 def _run_bpe(arguments: argparse.Namespace) -> None:
     train_bpe(arguments.text, arguments.folder, arguments.size)
 
@@ -611,7 +680,8 @@ def _run_split(arguments: argparse.Namespace) -> None:
 
 
 def _sets(arguments: argparse.Namespace) -> dict[str, list[str]]:
-    return {name: getattr(arguments, name).split() for name in ("train", "valid", "test")}
+    # Commas, since what run.sh hands on to local/data.sh is split at spaces.
+    return {name: getattr(arguments, name).replace(",", " ").split() for name in ("train", "valid", "test")}
 
 
 def _corpus_root(root: str | os.PathLike, name: str, sets: Mapping[str, Sequence[str]]) -> Path:
@@ -640,13 +710,18 @@ def _info(path: str):
     return read_info(path)
 
 
-def _to_rate(path: str, target: Path, fs: int) -> tuple[str, int]:
-    """Return a file's path and length at a rate, converted unless it is so already or was before."""
+def _to_rate(path: str, folder: Path, key: str, fs: int) -> tuple[str, int]:
+    """Return a file's path and length at a rate, converted into the folder unless it is so already or was before."""
     from wavcube_plugins.audio import read_audio, write_audio
 
     info = _info(path)
     if info.sample_rate == fs and info.num_channels == 1 and Path(path).suffix.lower() in _KEPT_SUFFIXES:
         return os.fspath(Path(path).absolute()), info.num_frames
+    # What it was made from is in the name, so that the conversion of another file, or of an earlier one, is not taken.
+    source = os.path.abspath(path)
+    state = os.stat(source)
+    made_from = hashlib.sha256(os.fsencode(f"{source} {state.st_mtime_ns} {state.st_size} {fs}")).hexdigest()[:12]
+    target = folder / f"{key}.{made_from}.flac"
     if not target.is_file():
         write_audio(target, read_audio(path, fs), fs)
     return os.fspath(target.absolute()), _info(os.fspath(target)).num_frames

@@ -135,8 +135,8 @@ def _read_results(path: str | os.PathLike) -> dict[str, str]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file; run the decoding stage first")
-    lines = (line.strip().partition(" ") for line in path.open(encoding="utf-8") if line.strip())
-    return {key: text.strip() for key, _, text in lines}
+    lines = (line.strip().split(maxsplit=1) for line in path.open(encoding="utf-8") if line.strip())
+    return {key: "".join(text) for key, *text in lines}
 
 
 if __name__ == "__main__":

@@ -120,7 +120,8 @@ class FlowMatching(nn.Module):
     model, needs no gradients and is not sent between processes at every step. The average is renewed when the weights
     have changed since it was last looked at: in every call, in training or evaluation, and before the state is saved.
     So the trainer need not know of it; with accumulated gradients it counts optimiser steps, and every process of a
-    distributed run keeps the same average. Evaluation and sampling use `ema`.
+    distributed run keeps the same average. Evaluation and sampling use `ema`, which stays in evaluation mode, so that
+    nothing is dropped at random even in the middle of training.
 
     Latents are normalised ones everywhere, see `LatentNorm`.
 
@@ -139,7 +140,7 @@ class FlowMatching(nn.Module):
             raise ValueError(f"vocab_size and latent_dim must be positive, got {vocab_size} and {latent_dim}")
         self.config, self.vocab_size, self.latent_dim = config, vocab_size, latent_dim
         self.network = FlowNetwork(config, vocab_size, latent_dim)
-        self.ema = copy.deepcopy(self.network).requires_grad_(False)
+        self.ema = copy.deepcopy(self.network).requires_grad_(False).eval()
         # Whole numbers: they survive half precision, and an average of checkpoints that adds them up.
         self.register_buffer("ema_steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("frames_seen", torch.zeros((), dtype=torch.int64))
@@ -147,6 +148,12 @@ class FlowMatching(nn.Module):
         self._version: int | None = None
         self.register_state_dict_pre_hook(_renew_average)
         self.register_load_state_dict_post_hook(_forget_version)
+
+    def train(self, mode: bool = True) -> FlowMatching:
+        """Set the mode as usual; the average stays in evaluation."""
+        super().train(mode)
+        self.ema.eval()
+        return self
 
     def forward(
         self,

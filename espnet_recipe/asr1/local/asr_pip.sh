@@ -61,12 +61,12 @@ case "${cache_latents}" in
     true | false) ;;
     *) die "--cache_latents ${cache_latents}: expected true or false" ;;
 esac
-${python} -c "import wavcube_plugins.espnet" 2> /dev/null \
+"${python}" -c "import wavcube_plugins.espnet" 2> /dev/null \
     || die "${python} has no ESPnet with WavCube; uv pip install 'wavcube-plugins[espnet]', or name another --python"
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONUNBUFFERED=1
-espnet="${python} -m wavcube_plugins.espnet.run -m espnet2.bin"
-data="${python} -m wavcube_plugins.espnet.data"
+espnet=("${python}" -m wavcube_plugins.espnet.run -m)
+data=("${python}" -m wavcube_plugins.espnet.data)
 raw=${dumpdir}/raw
 token_dir=${dumpdir}/token_list/${token_type}${nbpe}
 tokens=${token_dir}/tokens.txt
@@ -76,14 +76,10 @@ exp=${expdir}/asr_${asr_tag}
 decoded=${exp}/$(basename "${inference_config}" .yaml)_$(basename "${inference_asr_model}" .pth)
 bpemodel=none
 [ "${token_type}" = char ] || bpemodel=${token_dir}/bpe.model
-text_options="--use_preprocessor true --token_type ${token_type} --token_list ${tokens} --bpemodel ${bpemodel}
- --cleaner none --g2p none"
-frontend="--frontend wavcube --frontend_conf fs=${fs}"
-if [ -n "${model}" ]; then
-    frontend+=" --frontend_conf model=${model}"
-else
-    model=$(sed -n 's/^ *model: *\([^ #]*\).*/\1/p' "${asr_config}" | head -n 1)
-fi
+text_options=(--use_preprocessor true --token_type "${token_type}" --token_list "${tokens}" --bpemodel "${bpemodel}"
+    --cleaner none --g2p none)
+frontend=(--frontend wavcube --frontend_conf "fs=${fs}")
+[ -z "${model}" ] || frontend+=(--frontend_conf "model=${model}")
 
 # The recordings of a set as ESPnet's options want them.
 speech_of() {
@@ -92,26 +88,30 @@ speech_of() {
 
 if wanted 1; then
     log "stage 1: data preparation"
-    local/data.sh --datadir "${datadir}" ${local_data_opts}
+    local/data.sh --datadir "${datadir}" --python "${python}" ${local_data_opts}
 fi
 
 if wanted 3; then
     log "stage 3: ${fs} Hz, mono: ${datadir}/ -> ${raw}/"
-    ${data} format "${datadir}" "${raw}/org" ${train_set} ${valid_set} --fs "${fs}"
-    ${data} format "${datadir}" "${raw}" ${test_sets} --fs "${fs}"
+    "${data[@]}" format "${datadir}" "${raw}/org" ${train_set} ${valid_set} --fs "${fs}"
+    "${data[@]}" format "${datadir}" "${raw}" ${test_sets} --fs "${fs}"
 fi
 
 if wanted 4; then
     log "stage 4: leave out what is not between ${min_wav_duration} and ${max_wav_duration} s"
-    ${data} format "${raw}/org" "${raw}" ${train_set} ${valid_set} --fs "${fs}" \
+    "${data[@]}" format "${raw}/org" "${raw}" ${train_set} ${valid_set} --fs "${fs}" \
         --min_wav_duration "${min_wav_duration}" --max_wav_duration "${max_wav_duration}"
     if ${cache_latents}; then
-        log "stage 4: the latents of ${model} -> ${dumpdir}/latents/"
-        extract="${python} -m wavcube_plugins.cli extract"
-        [ "${ngpu}" -le 1 ] || extract="${python} -m torch.distributed.run --standalone --nproc_per_node ${ngpu}
-            -m wavcube_plugins.cli extract"
+        # Whose latents is what ESPnet makes of the configuration and the arguments behind it.
+        found=$("${data[@]}" latents asr --config "${asr_config}" "${frontend[@]}" ${asr_args})
+        latents=()
+        while IFS= read -r word; do latents+=("${word}"); done <<< "${found}"
+        log "stage 4: latents (${latents[*]}) -> ${dumpdir}/latents/"
+        extract=("${python}")
+        [ "${ngpu}" -le 1 ] || extract+=(-m torch.distributed.run --standalone --nproc_per_node "${ngpu}")
+        extract+=(-m wavcube_plugins.cli extract)
         for set in ${train_set} ${valid_set}; do
-            ${extract} "${raw}/${set}/wav.scp" "${dumpdir}/latents/${set}" --model "${model}"
+            "${extract[@]}" "${raw}/${set}/wav.scp" "${dumpdir}/latents/${set}" "${latents[@]}"
         done
     fi
 fi
@@ -120,35 +120,37 @@ if wanted 5; then
     log "stage 5: token list -> ${tokens}"
     mkdir -p "${token_dir}"
     if [ "${token_type}" = bpe ]; then
-        logged "${token_dir}/bpe.log" ${data} bpe "${raw}/${train_set}/text" "${token_dir}" "${nbpe}"
+        logged "${token_dir}/bpe.log" "${data[@]}" bpe "${raw}/${train_set}/text" "${token_dir}" "${nbpe}"
     else
         logged "${token_dir}/tokenize.log" \
-            ${espnet}.tokenize_text --token_type char --field 2- --input "${raw}/${train_set}/text" --output "${tokens}" \
-            --write_vocabulary true --add_symbol "<blank>:0" --add_symbol "<unk>:1" --add_symbol "<sos/eos>:-1"
+            "${espnet[@]}" espnet2.bin.tokenize_text --token_type char --field 2- \
+            --input "${raw}/${train_set}/text" --output "${tokens}" --write_vocabulary true \
+            --add_symbol "<blank>:0" --add_symbol "<unk>:1" --add_symbol "<sos/eos>:-1"
     fi
 fi
 
 if wanted 10 || wanted 11; then
-    ${data} check "${raw}/${train_set}" "${raw}/${valid_set}" --token_list "${tokens}" --token_type "${token_type}" \
+    "${data[@]}" check "${raw}/${train_set}" "${raw}/${valid_set}" --token_list "${tokens}" --token_type "${token_type}" \
         --fs "${fs}"
 fi
 
 if wanted 10; then
     log "stage 10: statistics -> ${stats} (log: ${stats}/logdir/stats.*.log)"
-    jobs=$(${data} split "${stats}/logdir" "${nj}" \
+    jobs=$("${data[@]}" split "${stats}/logdir" "${nj}" \
         "train=${raw}/${train_set}/utt2num_samples" "valid=${raw}/${valid_set}/utt2num_samples")
     parallel "${jobs}" "${stats}/logdir/stats.JOB.log" \
-        ${espnet}.asr_train --collect_stats true --ngpu "$((ngpu > 0 ? 1 : 0))" --config "${asr_config}" ${text_options} ${frontend} --normalize none \
+        "${espnet[@]}" espnet2.bin.asr_train --collect_stats true --ngpu "$((ngpu > 0 ? 1 : 0))" --config "${asr_config}" \
+        "${text_options[@]}" "${frontend[@]}" --normalize none \
         --train_data_path_and_name_and_type "${raw}/${train_set}/text,text,text" \
         --train_data_path_and_name_and_type "$(speech_of "${train_set}")" \
         --valid_data_path_and_name_and_type "${raw}/${valid_set}/text,text,text" \
         --valid_data_path_and_name_and_type "$(speech_of "${valid_set}")" \
         --train_shape_file "${stats}/logdir/train.JOB.scp" --valid_shape_file "${stats}/logdir/valid.JOB.scp" \
         --output_dir "${stats}/logdir/stats.JOB" ${asr_args}
-    inputs=
-    for job in $(seq "${jobs}"); do inputs+="--input_dir ${stats}/logdir/stats.${job} "; done
+    inputs=()
+    for job in $(seq "${jobs}"); do inputs+=(--input_dir "${stats}/logdir/stats.${job}"); done
     logged "${stats}/logdir/aggregate.log" \
-        ${espnet}.aggregate_stats_dirs ${inputs} --output_dir "${stats}" --skip_sum_stats
+        "${espnet[@]}" espnet2.bin.aggregate_stats_dirs "${inputs[@]}" --output_dir "${stats}" --skip_sum_stats
     # Batches are counted in numbers, for which asr.sh has each token as long as the token list.
     for set in train valid; do
         awk -v N="$(wc -l < "${tokens}" | tr -d ' ')" '{ print $0 "," N }' "${stats}/${set}/text_shape" \
@@ -160,8 +162,8 @@ if wanted 11; then
     # Lengths are those of the waveforms, latents from disk or not, so that one batch_bins serves both.
     log "stage 11: training -> ${exp} (log: ${exp}/train.log)"
     watched "${exp}/train.log" \
-        ${espnet}.asr_train --config "${asr_config}" --ngpu "${ngpu}" --multiprocessing_distributed true --resume true \
-        ${text_options} ${frontend} \
+        "${espnet[@]}" espnet2.bin.asr_train --config "${asr_config}" --ngpu "${ngpu}" \
+        --multiprocessing_distributed true --resume true "${text_options[@]}" "${frontend[@]}" \
         --train_data_path_and_name_and_type "${raw}/${train_set}/text,text,text" \
         --train_data_path_and_name_and_type "$(speech_of "${train_set}")" \
         --valid_data_path_and_name_and_type "${raw}/${valid_set}/text,text,text" \
@@ -178,10 +180,10 @@ if wanted 12; then
         out=${decoded}/${set}
         log "stage 12: decoding ${set} -> ${out}/text (log: ${out}/log/inference.*.log)"
         [ -e "${exp}/${inference_asr_model}" ] || die "${exp}/${inference_asr_model}: no such model; run --stage 11 first"
-        ${data} check "${raw}/${set}" --fs "${fs}"
-        jobs=$(${data} split "${out}/log" "${inference_nj}" "keys=${raw}/${set}/wav.scp")
+        "${data[@]}" check "${raw}/${set}" --fs "${fs}"
+        jobs=$("${data[@]}" split "${out}/log" "${inference_nj}" "keys=${raw}/${set}/wav.scp")
         parallel "${jobs}" "${out}/log/inference.JOB.log" \
-            ${espnet}.asr_inference --config "${inference_config}" --ngpu "$((ngpu > 0 ? 1 : 0))" \
+            "${espnet[@]}" espnet2.bin.asr_inference --config "${inference_config}" --ngpu "$((ngpu > 0 ? 1 : 0))" \
             --data_path_and_name_and_type "${raw}/${set}/wav.scp,speech,sound" --key_file "${out}/log/keys.JOB.scp" \
             --asr_train_config "${exp}/config.yaml" --asr_model_file "${exp}/${inference_asr_model}" \
             --output_dir "${out}/log/output.JOB" ${inference_args}
@@ -192,7 +194,7 @@ fi
 if wanted 13; then
     for set in ${test_sets}; do
         log "stage 13: scores of ${set} -> ${decoded}/${set}/score.json"
-        ${python} -m wavcube_plugins.espnet.score text "${raw}/${set}/text" "${decoded}/${set}/text" \
+        "${python}" -m wavcube_plugins.espnet.score text "${raw}/${set}/text" "${decoded}/${set}/text" \
             --out "${decoded}/${set}/score.json"
     done
 fi

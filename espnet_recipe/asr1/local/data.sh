@@ -3,6 +3,9 @@
 #
 #   local/data.sh                                   # LibriSpeech, unpacked where LIBRISPEECH in db.sh says
 #   local/data.sh --corpus mini                     # sentences synthesised by espeak-ng, a minute, no download
+#   local/data.sh --train train-clean-100,train-clean-360      # other parts of LibriSpeech
+#
+# From run.sh the same reads --local_data_opts "--train train-clean-100,train-clean-360".
 #
 #   --corpus      librispeech or mini                                (librispeech)
 #   --train       parts of LibriSpeech to train on                   (train-clean-100)
@@ -34,13 +37,13 @@ parse_options "$@"
 
 case "${corpus}" in
     mini)
-        ${python} -m wavcube_plugins.espnet.data mini "${datadir}" --speakers "${speakers}" \
+        "${python}" -m wavcube_plugins.espnet.data mini "${datadir}" --speakers "${speakers}" \
             --train "${mini_train}" --valid "${mini_valid}" --test "${mini_test}"
         ;;
     librispeech)
         . ./db.sh
         [ -n "${LIBRISPEECH:-}" ] || die "LIBRISPEECH in db.sh is empty; write there the folder where it is unpacked"
-        ${python} -m wavcube_plugins.espnet.data librispeech "${LIBRISPEECH}" "${datadir}" \
+        "${python}" -m wavcube_plugins.espnet.data librispeech "${LIBRISPEECH}" "${datadir}" \
             --train "${train}" --valid "${valid}" --test "${test}"
         ;;
     *) die "--corpus ${corpus}: expected librispeech or mini" ;;

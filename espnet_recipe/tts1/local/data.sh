@@ -3,10 +3,12 @@
 #
 #   local/data.sh                                   # LibriTTS, unpacked where LIBRITTS in db.sh says
 #   local/data.sh --corpus mini                     # sentences synthesised by espeak-ng, a minute, no download
-#   local/data.sh --train "train-clean-100"         # other parts of LibriTTS
+#   local/data.sh --train train-clean-100,train-clean-360      # other parts of LibriTTS
+#
+# From run.sh the same reads --local_data_opts "--train train-clean-100,train-clean-360".
 #
 #   --corpus      libritts or mini                                   (libritts)
-#   --train       parts of LibriTTS to train on                      (train-clean-100 train-clean-360 train-other-500)
+#   --train       parts of LibriTTS to train on                      (train-clean-100,train-clean-360,train-other-500)
 #   --valid       and to validate on                                 (dev-clean)
 #   --test        and to synthesise                                  (test-clean)
 #   --mini_train  sentences of the mini corpus to train on, one to three of a speaker in an utterance  (1000)
@@ -19,7 +21,7 @@
 set -euo pipefail
 
 corpus=libritts
-train="train-clean-100 train-clean-360 train-other-500"
+train=train-clean-100,train-clean-360,train-other-500
 valid=dev-clean
 test=test-clean
 mini_train=1000
@@ -35,13 +37,13 @@ parse_options "$@"
 
 case "${corpus}" in
     mini)
-        ${python} -m wavcube_plugins.espnet.data mini "${datadir}" --speakers "${speakers}" --join 3 \
+        "${python}" -m wavcube_plugins.espnet.data mini "${datadir}" --speakers "${speakers}" --join 3 \
             --train "${mini_train}" --valid "${mini_valid}" --test "${mini_test}"
         ;;
     libritts)
         . ./db.sh
         [ -n "${LIBRITTS:-}" ] || die "LIBRITTS in db.sh is empty; write there the folder where LibriTTS is unpacked"
-        ${python} -m wavcube_plugins.espnet.data libritts "${LIBRITTS}" "${datadir}" \
+        "${python}" -m wavcube_plugins.espnet.data libritts "${LIBRITTS}" "${datadir}" \
             --train "${train}" --valid "${valid}" --test "${test}"
         ;;
     *) die "--corpus ${corpus}: expected libritts or mini" ;;

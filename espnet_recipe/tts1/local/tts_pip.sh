@@ -58,26 +58,22 @@ parse_options "$@"
 for file in "${train_config}" "${inference_config}"; do
     [ -f "${file}" ] || die "${file}: no such configuration file"
 done
-${python} -c "import wavcube_plugins.espnet" 2> /dev/null \
+"${python}" -c "import wavcube_plugins.espnet" 2> /dev/null \
     || die "${python} has no ESPnet with WavCube; uv pip install 'wavcube-plugins[espnet]', or name another --python"
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONUNBUFFERED=1
-espnet="${python} -m wavcube_plugins.espnet.run -m espnet2.bin"
-data="${python} -m wavcube_plugins.espnet.data"
+espnet=("${python}" -m wavcube_plugins.espnet.run -m)
+data=("${python}" -m wavcube_plugins.espnet.data)
 raw=${dumpdir}/raw
 tokens=${dumpdir}/token_list/${token_type}/tokens.txt
 tag=${tag:-$(basename "${train_config}" .yaml)_${token_type}}
 stats=${expdir}/tts_stats_${token_type}
 exp=${expdir}/tts_${tag}
 decoded=${exp}/$(basename "${inference_config}" .yaml)_$(basename "${inference_model}" .pth)
-text_options="--use_preprocessor true --token_type ${token_type} --token_list ${tokens} --cleaner ${cleaner} --g2p ${g2p}"
-text_options+=" --bpemodel ${bpemodel}"
-features="--feats_extract wavcube --feats_extract_conf hop_length=320 --feats_extract_conf fs=${fs}"
-if [ -n "${model}" ]; then
-    features+=" --feats_extract_conf model=${model}"
-else
-    model=$(sed -n 's/^ *model: *\([^ #]*\).*/\1/p' "${train_config}" | head -n 1)
-fi
+text_options=(--use_preprocessor true --token_type "${token_type}" --token_list "${tokens}" --bpemodel "${bpemodel}"
+    --cleaner "${cleaner}" --g2p "${g2p}")
+features=(--feats_extract wavcube --feats_extract_conf hop_length=320 --feats_extract_conf "fs=${fs}")
+[ -z "${model}" ] || features+=(--feats_extract_conf "model=${model}")
 case "${cache_latents}" in
     true | false) ;;
     *) die "--cache_latents ${cache_latents}: expected true or false" ;;
@@ -90,60 +86,66 @@ speech_of() {
 
 if wanted 1; then
     log "stage 1: data preparation"
-    local/data.sh --datadir "${datadir}" ${local_data_opts}
+    local/data.sh --datadir "${datadir}" --python "${python}" ${local_data_opts}
 fi
 
 if wanted 2; then
     log "stage 2: ${fs} Hz, mono: ${datadir}/ -> ${raw}/"
-    ${data} format "${datadir}" "${raw}/org" ${train_set} ${valid_set} --fs "${fs}"
-    ${data} format "${datadir}" "${raw}" ${test_sets} --fs "${fs}"
+    "${data[@]}" format "${datadir}" "${raw}/org" ${train_set} ${valid_set} --fs "${fs}"
+    "${data[@]}" format "${datadir}" "${raw}" ${test_sets} --fs "${fs}"
 fi
 
 if wanted 3; then
     log "stage 3: leave out what is not between ${min_wav_duration} and ${max_wav_duration} s"
-    ${data} format "${raw}/org" "${raw}" ${train_set} ${valid_set} --fs "${fs}" \
+    "${data[@]}" format "${raw}/org" "${raw}" ${train_set} ${valid_set} --fs "${fs}" \
         --min_wav_duration "${min_wav_duration}" --max_wav_duration "${max_wav_duration}"
     if ${cache_latents}; then
-        log "stage 3: the latents of ${model} -> ${dumpdir}/latents/"
-        extract="${python} -m wavcube_plugins.cli extract"
-        [ "${ngpu}" -le 1 ] || extract="${python} -m torch.distributed.run --standalone --nproc_per_node ${ngpu}
-            -m wavcube_plugins.cli extract"
+        # Whose latents is what ESPnet makes of the configuration and the arguments behind it.
+        found=$("${data[@]}" latents tts --config "${train_config}" "${features[@]}" ${train_args})
+        latents=()
+        while IFS= read -r word; do latents+=("${word}"); done <<< "${found}"
+        log "stage 3: latents (${latents[*]}) -> ${dumpdir}/latents/"
+        extract=("${python}")
+        [ "${ngpu}" -le 1 ] || extract+=(-m torch.distributed.run --standalone --nproc_per_node "${ngpu}")
+        extract+=(-m wavcube_plugins.cli extract)
         for set in ${train_set} ${valid_set}; do
-            ${extract} "${raw}/${set}/wav.scp" "${dumpdir}/latents/${set}" --model "${model}"
+            "${extract[@]}" "${raw}/${set}/wav.scp" "${dumpdir}/latents/${set}" "${latents[@]}"
         done
     fi
 fi
 
 if wanted 4; then
     log "stage 4: token list -> ${tokens}"
-    ${data} check "${raw}/${train_set}" --fs "${fs}"
+    "${data[@]}" check "${raw}/${train_set}" --fs "${fs}"
     mkdir -p "$(dirname "${tokens}")"
     logged "${dumpdir}/token_list/${token_type}/tokenize.log" \
-        ${espnet}.tokenize_text --token_type "${token_type}" --field 2- --bpemodel "${bpemodel}" \
+        "${espnet[@]}" espnet2.bin.tokenize_text --token_type "${token_type}" --field 2- --bpemodel "${bpemodel}" \
         --input "${raw}/${train_set}/text" --output "${tokens}" --cleaner "${cleaner}" --g2p "${g2p}" \
         --write_vocabulary true --add_symbol "<blank>:0" --add_symbol "<unk>:1" --add_symbol "<sos/eos>:-1"
 fi
 
 if wanted 5 || wanted 6; then
-    ${data} check "${raw}/${train_set}" "${raw}/${valid_set}" --token_list "${tokens}" --token_type "${token_type}" \
+    "${data[@]}" check "${raw}/${train_set}" "${raw}/${valid_set}" --token_list "${tokens}" --token_type "${token_type}" \
         --fs "${fs}"
 fi
 
 if wanted 5; then
     log "stage 5: statistics -> ${stats} (log: ${stats}/logdir/stats.*.log)"
-    jobs=$(${data} split "${stats}/logdir" "${nj}" \
+    jobs=$("${data[@]}" split "${stats}/logdir" "${nj}" \
         "train=${raw}/${train_set}/utt2num_samples" "valid=${raw}/${valid_set}/utt2num_samples")
     parallel "${jobs}" "${stats}/logdir/stats.JOB.log" \
-        ${espnet}.tts_train --collect_stats true --ngpu "$((ngpu > 0 ? 1 : 0))" --config "${train_config}" ${text_options} ${features} --normalize none \
+        "${espnet[@]}" espnet2.bin.tts_train --collect_stats true --ngpu "$((ngpu > 0 ? 1 : 0))" --config "${train_config}" \
+        "${text_options[@]}" "${features[@]}" --normalize none \
         --train_data_path_and_name_and_type "${raw}/${train_set}/text,text,text" \
         --train_data_path_and_name_and_type "$(speech_of "${train_set}")" \
         --valid_data_path_and_name_and_type "${raw}/${valid_set}/text,text,text" \
         --valid_data_path_and_name_and_type "$(speech_of "${valid_set}")" \
         --train_shape_file "${stats}/logdir/train.JOB.scp" --valid_shape_file "${stats}/logdir/valid.JOB.scp" \
         --output_dir "${stats}/logdir/stats.JOB" ${train_args}
-    inputs=
-    for job in $(seq "${jobs}"); do inputs+="--input_dir ${stats}/logdir/stats.${job} "; done
-    logged "${stats}/logdir/aggregate.log" ${espnet}.aggregate_stats_dirs ${inputs} --output_dir "${stats}"
+    inputs=()
+    for job in $(seq "${jobs}"); do inputs+=(--input_dir "${stats}/logdir/stats.${job}"); done
+    logged "${stats}/logdir/aggregate.log" \
+        "${espnet[@]}" espnet2.bin.aggregate_stats_dirs "${inputs[@]}" --output_dir "${stats}"
     # Batches are counted in numbers, for which tts.sh has each token as long as the token list.
     for set in train valid; do
         awk -v N="$(wc -l < "${tokens}" | tr -d ' ')" '{ print $0 "," N }' "${stats}/${set}/text_shape" \
@@ -155,8 +157,9 @@ if wanted 6; then
     # Lengths are those of the waveforms, latents from disk or not, so that one batch_bins serves both.
     log "stage 6: training -> ${exp} (log: ${exp}/train.log)"
     watched "${exp}/train.log" \
-        ${espnet}.tts_train --config "${train_config}" --ngpu "${ngpu}" --multiprocessing_distributed true --resume true \
-        ${text_options} ${features} --normalize global_mvn --normalize_conf "stats_file=${stats}/train/feats_stats.npz" \
+        "${espnet[@]}" espnet2.bin.tts_train --config "${train_config}" --ngpu "${ngpu}" \
+        --multiprocessing_distributed true --resume true "${text_options[@]}" "${features[@]}" \
+        --normalize global_mvn --normalize_conf "stats_file=${stats}/train/feats_stats.npz" \
         --train_data_path_and_name_and_type "${raw}/${train_set}/text,text,text" \
         --train_data_path_and_name_and_type "$(speech_of "${train_set}")" \
         --valid_data_path_and_name_and_type "${raw}/${valid_set}/text,text,text" \
@@ -173,11 +176,11 @@ if wanted 7; then
         out=${decoded}/${set}
         log "stage 7: synthesis of ${set} -> ${out}/wav (log: ${out}/log/inference.*.log)"
         [ -e "${exp}/${inference_model}" ] || die "${exp}/${inference_model}: no such model; run --stage 6 first"
-        ${data} prompts "${raw}/${set}" --given "${datadir}/${set}" --source "${raw}/${prompt_set:-${set}}" \
+        "${data[@]}" prompts "${raw}/${set}" --given "${datadir}/${set}" --source "${raw}/${prompt_set:-${set}}" \
             --fs "${fs}" --token_list "${tokens}" --token_type "${token_type}"
-        jobs=$(${data} split "${out}/log" "${inference_nj}" "keys=${raw}/${set}/text")
+        jobs=$("${data[@]}" split "${out}/log" "${inference_nj}" "keys=${raw}/${set}/text")
         parallel "${jobs}" "${out}/log/inference.JOB.log" \
-            ${espnet}.tts_inference --config "${inference_config}" --ngpu "$((ngpu > 0 ? 1 : 0))" \
+            "${espnet[@]}" espnet2.bin.tts_inference --config "${inference_config}" --ngpu "$((ngpu > 0 ? 1 : 0))" \
             --data_path_and_name_and_type "${raw}/${set}/text,text,text" \
             --data_path_and_name_and_type "${raw}/${set}/prompt_text,prompt_text,text" \
             --data_path_and_name_and_type "${raw}/${set}/prompt.scp,prompt_speech,sound" \
@@ -197,7 +200,7 @@ if wanted 8; then
         out=${decoded}/${set}
         if [ -f "${datadir}/${set}/phones" ]; then
             log "stage 8: phone error rate of ${set}, and of its recordings -> ${out}/score.json"
-            ${python} -m wavcube_plugins.espnet.score speech "${datadir}/${set}/phones" "${out}/wav/wav.scp" \
+            "${python}" -m wavcube_plugins.espnet.score speech "${datadir}/${set}/phones" "${out}/wav/wav.scp" \
                 "${raw}/${set}/wav.scp" --out "${out}/score.json" ${score_args}
         else
             log "stage 8: ${datadir}/${set} has no phones, the phone recogniser knows the mini corpus alone; score" \
