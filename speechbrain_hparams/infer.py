@@ -73,6 +73,8 @@ def run(options: argparse.Namespace) -> int:
         loading["overrides"] = {"output": "latents"}
     for name, task in TASKS.items():
         if name in modules:
+            if options.decode and task not in (enhance, separate):
+                raise ValueError(f"--decode is for enhancement and separation, and {folder} is of another task")
             task(options, str(folder), loading)
             return 0
     raise ValueError(f"{settings}: is of no task known here, its modules are {', '.join(modules) or 'none'}")
@@ -153,13 +155,17 @@ def reconstruct(options, folder, loading):
 
 def outputs(options, kind: str) -> list[tuple[str, Path]]:
     """Return for each file what to write: --output, or beside it, with a word in its name."""
-    if options.output is None:
-        return [(path, Path(path).with_suffix(f".{kind}.wav")) for path in options.files]
-    output = Path(options.output)
-    if len(options.files) > 1 or output.is_dir():
-        return [(path, output / f"{Path(path).stem}.{kind}.wav") for path in options.files]
-    check_suffix(output)
-    return [(options.files[0], output)]
+    output = Path(options.output) if options.output is not None else None
+    if output is not None and len(options.files) == 1 and not output.is_dir():
+        check_suffix(output)
+        return [(options.files[0], output)]
+    chosen: dict[Path, str] = {}
+    for path in options.files:
+        place = (output or Path(path).parent) / f"{Path(path).stem}.{kind}.wav"
+        if place in chosen:
+            raise ValueError(f"{chosen[place]} and {path} would both be written to {place}; run them one by one")
+        chosen[place] = path
+    return [(path, place) for place, path in chosen.items()]
 
 
 # By a module that only this task's folder has.

@@ -588,3 +588,9 @@ def test_a_latent_at_half_the_rate_keeps_its_own_lengths(tmp_path):
         assert slow.get_downsample_rates("latent") == 2 * HOP
         alone = slow(waves(1.0, 0.61)[1:])["latent"][0]
         torch.testing.assert_close(features["latent"][1, : len(alone)], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_local_folder_called_like_a_preset_is_that_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nano").mkdir()
+    assert local_source("./nano") == local_source("nano") == str(tmp_path / "nano")

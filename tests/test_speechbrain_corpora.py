@@ -225,6 +225,24 @@ def test_what_was_prepared_is_kept(made, tmp_path, monkeypatch):
     assert "test" in made("libri2mix", mixtures="mix_both")
 
 
+def test_an_interrupted_preparation_is_told_from_manifests_of_ones_own(made, tmp_path, monkeypatch):
+    write_json = corpora.write_json
+
+    def stop(path, content):
+        if path.name == "valid.json":
+            raise KeyboardInterrupt
+        write_json(path, content)
+
+    stamp = tmp_path / "manifests" / corpora.PREPARED_NAME
+    for options in ({}, {"mixtures": "mix_both"}):  # at first, and when it is made anew
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(corpora, "write_json", stop)
+            made("libri2mix", **options)
+        assert stamp.with_name("train.json").is_file() and json.loads(stamp.read_text()) == {}
+        made("libri2mix", **options)
+        assert json.loads(stamp.read_text())
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_wrong_folder_is_named_in_one_sentence(name, tmp_path):
     (tmp_path / "empty").mkdir()

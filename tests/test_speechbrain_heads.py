@@ -186,6 +186,12 @@ def test_restored_waveforms_do_not_depend_on_the_batch():
         WaveformRestorer(OnWavCube(lobe, LatentMapper(16, 1, dim=8, layers=1, heads=2, masks=False)), "masks")
 
 
+def test_channels_that_heads_cannot_share_are_refused():
+    for kind in (LatentMapper, VoiceConverter):
+        with pytest.raises(ValueError, match="dim must be a multiple of 16, twice the 8 attention heads, got 100"):
+            kind(16, 2, dim=100)
+
+
 def test_losses_find_the_order_of_sources():
     generator = torch.Generator().manual_seed(0)
     sources = torch.randn(3, 3, 500, generator=generator)

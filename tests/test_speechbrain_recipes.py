@@ -28,7 +28,7 @@ with warnings.catch_warnings():
     from speechbrain.inference.enhancement import WaveformEnhancement
     from speechbrain.inference.speaker import SpeakerRecognition
 
-    from wavcube_plugins.speechbrain import SpeechSeparator, SpokenLanguage, VoiceConversion, WavCubeCodec
+    from wavcube_plugins.speechbrain import SpeechSeparator, SpokenLanguage, VoiceConversion, WavCubeCodec, corpora
     from wavcube_plugins.speechbrain.recipes.brain import Recipe
     from wavcube_plugins.speechbrain.recipes.command import main
 
@@ -136,7 +136,8 @@ def train(mini):
             logging.root.setLevel(level)
             sys.excepthook = hook
         assert status == code
-        return json.loads((output / "results.json").read_text()) if code == 0 else None
+        folder = output / "debug" if "--debug" in more else output
+        return json.loads((folder / "results.json").read_text()) if code == 0 else None
 
     return run
 
@@ -258,6 +259,23 @@ def test_verification_scores_unknown_speakers(train, tmp_path):
     assert len(trials) == 120 and all(same == (speakers[a] == speakers[b]) for same, a, b in trials)
 
 
+def test_errors_of_verification_are_speechbrains_and_take_little_memory():
+    from speechbrain.utils.metric_stats import EER, minDCF
+
+    scores = script("speaker_id").verification_scores
+    for number in range(20):
+        # Few levels, so that many scores are equal.
+        same, different = (
+            (shift + torch.randn(size)).mul(4).round() / 4 for shift, size in ((1.0, 12 + number), (0.0, 30))
+        )
+        found = scores(same, different)
+        rate, threshold = EER(same, different)
+        expected = {"EER": 100 * rate, "minDCF": minDCF(same, different)[0], "threshold": threshold}
+        assert found == pytest.approx(expected, abs=1e-5)
+    many = scores(torch.randn(200_000) + 2, torch.randn(200_000))
+    assert many["EER"] == pytest.approx(15.87, abs=0.5)
+
+
 def test_understanding_learns_intents(train, mini, tmp_path):
     results = train(
         "slu/train", tmp_path, number_of_epochs=45, batch_size=4, warmup_steps=5, lr=0.006, evaluate="[train]"
@@ -273,16 +291,17 @@ def test_understanding_learns_intents(train, mini, tmp_path):
 def test_every_file_of_settings_trains_and_exports(train, mini, name, tmp_path, capsys):
     settings = {"batch_size": 3, "debug_batches": 2, "debug_epochs": 1}
     train(name, tmp_path, "--debug", **settings)
-    assert (tmp_path / "hyperparams.yaml").is_file() and (tmp_path / "train_log.txt").read_text().count("epoch") == 1
-    assert not list((tmp_path / "save").glob("CKPT*"))  # --debug leaves no checkpoint
-    assert str(tmp_path / "inference") in capsys.readouterr().out
+    folder = tmp_path / "debug"
+    assert (folder / "hyperparams.yaml").is_file() and (folder / "train_log.txt").read_text().count("epoch") == 1
+    assert not list((folder / "save").glob("CKPT*"))  # --debug leaves no checkpoint
+    assert str(folder / "inference") in capsys.readouterr().out
     wav = mini("read") / "test" / "read-test-00000.wav"
     if name.startswith("voice"):
-        converter = VoiceConversion.from_hparams(str(tmp_path / "inference"), run_opts=CPU)
+        converter = VoiceConversion.from_hparams(str(folder / "inference"), run_opts=CPU)
         converted = converter.convert_file(wav, mini("read") / "test" / "read-test-00001.wav", tmp_path / "out.wav")
         assert converted.shape == read_audio(tmp_path / "out.wav").shape == read_audio(wav).shape
     if name.startswith("vocoder"):
-        codec = WavCubeCodec.from_hparams(str(tmp_path / "inference"), run_opts=CPU)
+        codec = WavCubeCodec.from_hparams(str(folder / "inference"), run_opts=CPU)
         before = WavCubeCodec.from_hparams("nano", run_opts=CPU)
         assert torch.equal(codec.encode_file(wav), before.encode_file(wav))
         assert not torch.equal(codec.reconstruct_file(wav), before.reconstruct_file(wav))
@@ -307,9 +326,9 @@ def test_other_ways_to_recognise(train, mini, tmp_path, options):
         evaluate="[test]",
         **options,
     )
-    asr = EncoderASR.from_hparams(str(tmp_path / "inference"), run_opts=CPU)
+    asr = EncoderASR.from_hparams(str(tmp_path / "debug" / "inference"), run_opts=CPU)
     assert isinstance(asr.transcribe_file(str(mini("read") / "test" / "read-test-00000.wav")), str)
-    saved = torch.load(tmp_path / "inference" / "encoder.ckpt", weights_only=True)
+    saved = torch.load(tmp_path / "debug" / "inference" / "encoder.ckpt", weights_only=True)
     assert any(key.startswith("wavcube.") for key in saved) == (options.get("freeze") is False)
     assert ("weighted_sum.weights" in saved) == ("features" in options)
 
@@ -360,15 +379,48 @@ def test_a_killed_run_ends_with_the_weights_of_one_left_alone(mini, train, name,
     assert all(torch.equal(left_alone[key], resumed[key]) for key in left_alone)
 
 
-def test_another_model_in_the_same_folder_is_refused(train, capsys, tmp_path):
-    settings = {"number_of_epochs": 1, "batch_size": 6, "evaluate": "[]"}
+def test_another_training_in_the_same_folder_is_refused(train, capsys, tmp_path):
+    settings = {"number_of_epochs": 1, "batch_size": 6, "evaluate": "[]", "lr": 0.01}
     train("speaker_id/train", tmp_path, **settings)
     before = weights(tmp_path, "embedding_model")
-    train("speaker_id/train", tmp_path, code=2, **{**settings, "dim": 24})
-    assert f"{tmp_path}/save: holds checkpoints that do not fit" in complaint(capsys)
-    train("speaker_id/train", tmp_path, **{**settings, "number_of_epochs": 2})  # goes on
+    written = {name: (tmp_path / name).read_bytes() for name in ("results.json", "hyperparams.yaml")}
+    for change, message in (
+        ({"lr": 0.02}, "was trained with lr 0.01, not 0.02; choose another --output_folder, or remove it"),
+        ({"dim": 24}, "was trained with dim 32, not 24"),
+        ({"seed": 1}, "was trained with seed 0, not 1"),
+        ({"max_grad_norm": 1.0}, "was trained with max_grad_norm 5.0, not 1.0"),
+    ):
+        train("speaker_id/train", tmp_path, code=2, **settings | change)
+        assert f"{tmp_path}: {message}" in complaint(capsys)
+    manifest = tmp_path / "manifests" / "train.json"
+    text = manifest.read_text()
+    manifest.write_text(json.dumps(dict(list(json.loads(text).items())[1:])))
+    train("speaker_id/train", tmp_path, code=2, **settings)
+    assert f"{tmp_path}: was trained with another train.json" in complaint(capsys)
+    manifest.write_text(text)
+    train("speaker_id/train", tmp_path, "--debug", **settings | {"lr": 0.02, "debug_batches": 1, "debug_epochs": 1})
+    assert all((tmp_path / name).read_bytes() == content for name, content in written.items())
+    train("speaker_id/train", tmp_path, **settings | {"number_of_epochs": 2, "valid_batch_size": 1})  # goes on
     after = weights(tmp_path, "embedding_model")
     assert any(not torch.equal(before[key], after[key]) for key in before)
+    train("speaker_id/train", tmp_path, code=2, **settings)
+    assert "was trained with number_of_epochs 2, not 1" in complaint(capsys)
+    (tmp_path / "training.json").unlink()  # as older runs have none
+    train("speaker_id/train", tmp_path, code=2, **settings | {"dim": 24})
+    assert f"{tmp_path}/save: holds checkpoints that do not fit" in complaint(capsys)
+
+
+def test_accumulated_gradients_are_not_lost_to_checkpoints(train, capsys, tmp_path, monkeypatch):
+    settings = {"number_of_epochs": 1, "batch_size": 2, "evaluate": "[]", "ckpt_interval_steps": 3}
+    saved = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Recipe, "_save_intra_epoch_ckpt", lambda brain: saved.append((brain.step, brain.optimizer_step)))
+        train("speaker_id/train", tmp_path / "two", grad_accumulation_factor=2, **settings)
+    assert saved == [(4, 2)]  # of six batches: what was due after the third waited for the end of the step
+    train("speaker_id/train", tmp_path / "seven", code=2, grad_accumulation_factor=7, **settings)
+    assert "--grad_accumulation_factor 7 is more than the 6 batches of an epoch" in complaint(capsys)
+    train("vocoder/train", tmp_path / "vocoder", code=2, grad_accumulation_factor=2, **settings)
+    assert "--grad_accumulation_factor has no effect here; raise --batch_size" in complaint(capsys)
 
 
 def test_two_processes_train_together(mini, tmp_path):
@@ -468,6 +520,10 @@ def first_file(folder):
 SPOILT = {
     "empty": (lambda folder: spoil_manifest(folder, "{}"), "train.json: this manifest is empty"),
     "not json": (lambda folder: spoil_manifest(folder, "{oh"), "train.json: is not JSON"),
+    "no words": (
+        lambda folder: spoil_manifest(folder, '{"a": {"wav": "a.wav", "text": null}}'),
+        "train.json: 'text' of the entry 'a' must be text, got None",
+    ),
     "no text": (lambda folder: spoil_manifest(folder, '{"a": {"wav": "a.wav"}}'), "the entry 'a' has no 'text'"),
     "missing": (lambda folder: first_file(folder).unlink(), "read-train-00000.wav: no such file"),
     "corrupt": (
@@ -498,6 +554,69 @@ def test_spoilt_data_is_named_in_one_sentence(train, capsys, own, tmp_path, kind
     assert message in complaint(capsys)
 
 
+def test_what_one_process_alone_finds_it_says(train, capsys, own, tmp_path, monkeypatch):
+    from wavcube_plugins.speechbrain.recipes import command
+
+    def elsewhere(*arguments, complain=command.complain, **options):
+        with monkeypatch.context() as patch:
+            patch.setenv("LOCAL_RANK", "1")
+            complain(*arguments, **options)
+
+    monkeypatch.setattr(command, "complain", elsewhere)
+    settings = {"mini": False, "manifests": own, "cache": False, "source": "nano", "num_workers": 0}
+    settings |= {"number_of_epochs": 1, "batch_size": 2}
+    train("asr_ctc/train", tmp_path / "run", code=2, evaluate="[missing]", **settings)
+    assert "error" not in capsys.readouterr().err  # all processes find that, and the first one says it
+    first_file(own).write_bytes(b"RIFFxxxx")
+    train("asr_ctc/train", tmp_path / "run", code=2, evaluate="[]", **settings)
+    assert "error in process 1: " in capsys.readouterr().err
+
+
+def test_manifests_of_ones_own_stay_beside_a_corpus(train, own, tmp_path):
+    for path in own.iterdir():
+        path.write_text(path.read_text().replace(str(tmp_path / "speech"), "{data_root}"))
+    before = {path: path.read_bytes() for path in own.iterdir()}
+    settings = {"mini": False, "manifests": own, "data_folder": tmp_path / "speech", "source": "nano", "num_workers": 0}
+    settings |= {"batch_size": 2, "debug_batches": 1, "debug_epochs": 1, "evaluate": "[]"}
+    train("asr_ctc/train", tmp_path / "run", "--debug", **settings)
+    assert {path: path.read_bytes() for path in own.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda entry: entry["intent"].pop("action"), "needs an 'intent' with text for"),
+        (lambda entry: entry.update(slots=[["room"]]), "needs 'slots' such as [[name, words], ...], got [['room']]"),
+        (lambda entry: entry.update(intent="lights on"), "must be a mapping, got 'lights on'"),
+    ],
+)
+def test_a_spoilt_command_is_named_in_one_sentence(train, mini, capsys, tmp_path, spoil, message):
+    folder = tmp_path / "manifests"
+    corpora.prepare_mini(mini("commands"), folder, task="commands", sizes=SIZES["commands"], speakers=3)
+    entries = json.loads((folder / "train.json").read_text())
+    name = list(entries)[1]
+    spoil(entries[name])
+    (folder / "train.json").write_text(json.dumps(entries))
+    train("slu/train", tmp_path, code=2, cache=False)
+    said = complaint(capsys)
+    assert f"{folder}/train.json: " in said and repr(name) in said and message in said
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_sources_may_be_a_few_samples_longer_or_shorter(train, mini, capsys, tmp_path, cache):
+    shutil.copytree(mini("noisy"), tmp_path / "speech")
+    settings = {"mini_folder": tmp_path / "speech", "cache": cache, "batch_size": 2, "valid_batch_size": 2}
+    settings |= {"debug_batches": 1, "debug_epochs": 1, "evaluate": "[]"}
+    one, two = (tmp_path / "speech" / record["clean"] for record in read_mini(tmp_path / "speech", "valid"))
+    write_audio(one, read_audio(one)[:-319], 16000)
+    write_audio(two, torch.nn.functional.pad(read_audio(two), (0, 319)), 16000)
+    train("enhance/train", tmp_path / "near", "--debug", **settings)
+    write_audio(two, read_audio(two)[:8000], 16000)
+    train("enhance/train", tmp_path / "far", "--debug", code=2, **settings)
+    said = complaint(capsys)
+    assert "valid.json: 'clean' of the entry 'noisy-valid-00001' has 8000 samples, but 'wav' has" in said
+
+
 def test_spoilt_data_found_by_a_worker_is_named_too(train, capsys, own, tmp_path):
     spoil, message = SPOILT["corrupt"]
     spoil(own)
@@ -519,11 +638,19 @@ def test_inference_names_what_is_wrong_in_one_sentence(train, mini, capsys, tmp_
     speech = mini("noisy") / "test" / "noisy-test-00000.wav"
     write_audio(tmp_path / "slow.wav", 0.1 * torch.randn(4000), 8000)
     (tmp_path / "broken.wav").write_bytes(b"RIFFxxxx")
-    folder = str(tmp_path / "inference")
+    folder = str(tmp_path / "debug" / "inference")
+    (tmp_path / "asr").mkdir()
+    (tmp_path / "asr" / "hyperparams.yaml").write_text("modules:\n    encoder: !ref <encoder>\n")
+    namesake = str(mini("noisy") / "other" / speech.name)
     capsys.readouterr()
     for arguments, message in (
         ([str(tmp_path / "no"), str(speech)], "no: no such folder"),
-        ([str(tmp_path), str(speech)], "its modules are none"),
+        ([str(tmp_path / "asr"), str(speech), "--decode"], "--decode is for enhancement and separation, and"),
+        (
+            [folder, str(speech), namesake, "--output", str(tmp_path / "out")],
+            "noisy-test-00000.clean.wav; run them one",
+        ),
+        ([str(tmp_path / "debug"), str(speech)], "its modules are none"),
         ([folder, str(tmp_path / "missing.wav")], "missing.wav: no such file"),
         ([folder, str(tmp_path / "broken.wav")], "broken.wav: not readable as audio"),
         ([folder, str(tmp_path / "slow.wav")], "slow.wav: has a sample rate of 8000 Hz, but the model takes 16000 Hz"),

@@ -103,6 +103,44 @@ def test_other_settings_do_not_mix_with_what_was_run(finished, capsys):
     assert code == 1 and "was run with other settings; remove" in errors
 
 
+def test_what_changes_in_the_middle_of_a_training_is_seen(tmp_path, monkeypatch):
+    """Settings and files count from the first checkpoint on, before any step has ended."""
+
+    class Killed:
+        def __init__(self, *_, **__):
+            if write:
+                exp.mkdir(exist_ok=True)
+                (exp / "states-1.ckpt").touch()
+
+        def poll(self):
+            return -9
+
+    monkeypatch.setattr(running, "_POLL_SECONDS", 0)
+    monkeypatch.setattr(running.subprocess, "Popen", Killed)
+    model = tmp_path / "model.ckpt"
+    model.write_bytes(b"weights")
+    rows = {"a": {"upstream": "wavcube", "checkpoint": "model.ckpt"}}
+    bench = Bench.read(bench_file(tmp_path, device="cuda", rows=rows, tasks=["pr"]))
+    (run,) = make_runs(bench)
+    exp = run.folder / "exp"
+
+    def error(**settings):
+        config = bench.config(run.task, {}) | settings
+        (failed,) = running.execute([run], {"pr": config}, [running.Slot("none")])
+        return failed.error
+
+    write = False
+    assert "train ended with exit status -9" in error(seed=1)
+    write = True
+    assert "train ended with exit status -9" in error(seed=2)  # nothing had been trained
+    assert "was run with other settings; remove" in error(seed=3)
+    assert "train ended with exit status -9" in error(seed=2)
+    model.write_bytes(b"other weights")
+    assert "was run with other contents of its row's files; remove" in error(seed=2)
+    run.save_state({"settings": run.state()["settings"]})  # as versions before noted it
+    assert "train ended with exit status -9" in error(seed=2)
+
+
 def test_s3prl_is_unedited_and_its_caches_are_in_the_copy(finished):
     installed = workspace.s3prl_folder()
     copy = finished.parent / "code/s3prl"
@@ -277,6 +315,18 @@ def test_other_wrong_input_is_one_sentence(tmp_path, capsys):
     assert "is not the bench file of the mini SUPERB" in error_of("mini", tmp_path, capsys=capsys)
     code, _, errors = wavcube("run", path, capsys=capsys)
     assert code == 2 and "IC is left out" in errors and "no task can run" in errors
+    assert "--jobs must be at least 1, got -1" in error_of("run", path, "--jobs", "-1", capsys=capsys)
+    assert "--gpus does nothing on the device cpu" in error_of("run", path, "--gpus", "0", capsys=capsys)
+    both = ("--device", "cuda", "--gpus", "0", "--jobs", "2")
+    assert "--jobs does nothing beside --gpus" in error_of("run", path, *both, capsys=capsys)
+
+
+def test_the_readmes_example_of_a_setting_can_be_used(tmp_path):
+    readme = Path(__file__).parents[1] / "README.md"
+    example = yaml.safe_load(re.search(r"`(settings: .+?)` \|", readme.read_text(encoding="utf-8"))[1])
+    bench = Bench.read(bench_file(tmp_path, **example))
+    ((name, values),) = example["settings"].items()
+    assert bench.config(tasks.BY_NAME[name], {})["runner"]["total_steps"] == values["runner.total_steps"]
 
 
 # The corpora --------------------------------------------------------------------------------------------------------

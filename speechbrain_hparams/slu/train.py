@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 
 try:
     import speechbrain as sb
@@ -31,6 +30,7 @@ class Understander(Recipe):
 
     def build(self):
         entries = list(self.manifests["train"].values())
+        self._check(list(entries[0]["intent"]))
         slots = sorted({name for entry in entries for name, _ in entry["slots"]})
         self.tokens = Characters([entry["text"] for entry in entries], [CLOSE, *map(opening, slots)])
         self.parts = {part: sorted({entry["intent"][part] for entry in entries}) for part in entries[0]["intent"]}
@@ -38,7 +38,7 @@ class Understander(Recipe):
         return {"model": OnWavCube(self.lobe, self.settings["head"](self.lobe.output_dim, self.sizes))}
 
     def dataset(self, split, manifest):
-        items = [(self._encode, ("text", "slots"), "tokens"), (partial(self._classes, split), "intent", "classes")]
+        items = [(self._encode, ("text", "slots"), "tokens"), (self._classes, "intent", "classes")]
         labels = ["text", "slots"]
         return make_dataset(manifest, split, self.speech, features=["wav"], labels=labels, items=items)
 
@@ -96,12 +96,17 @@ class Understander(Recipe):
     def _encode(self, text: str, slots: list) -> torch.Tensor:
         return torch.tensor(self.tokens.encode(tag_text(text, slots)))
 
-    def _classes(self, split: str, intent: dict) -> torch.Tensor:
-        if set(intent) != set(self.parts):
-            raise DataError(
-                f"{self.settings['manifests']}/{split}.json: an intent has {', '.join(intent)} instead of "
-                f"{', '.join(self.parts)}"
-            )
+    def _check(self, parts: list[str]) -> None:
+        for split, manifest in self.manifests.items():
+            for name, entry in manifest.items():
+                intent, slots = entry["intent"], entry["slots"]
+                where = f"{self.settings['manifests']}/{split}.json: the entry {name!r}"
+                if set(intent) != set(parts) or not all(isinstance(value, str) for value in intent.values()):
+                    raise DataError(f"{where} needs an 'intent' with text for {', '.join(parts)}, got {intent!r}")
+                if not all(isinstance(slot, list) and list(map(type, slot)) == [str, str] for slot in slots):
+                    raise DataError(f"{where} needs 'slots' such as [[name, words], ...], got {slots!r}")
+
+    def _classes(self, intent: dict) -> torch.Tensor:
         # A class that training never saw is wrong whatever is found, and has no loss.
         numbers = [names.index(intent[part]) if intent[part] in names else -1 for part, names in self.parts.items()]
         return torch.tensor(numbers)

@@ -9,15 +9,18 @@ import sys
 from pathlib import Path
 
 try:
-    import torch
-    from speechbrain.utils.metric_stats import EER, minDCF
+    import speechbrain  # noqa: F401
 except ImportError:
     sys.exit("speaker_id/train.py: error: this script needs SpeechBrain: pip install 'wavcube-plugins[speechbrain]'")
+import torch
 
 from wavcube_plugins.speechbrain.corpora import TRIALS_NAME
 from wavcube_plugins.speechbrain.recipes.classification import ClassificationRecipe
 from wavcube_plugins.speechbrain.recipes.command import main
 from wavcube_plugins.speechbrain.recipes.data import DataError, make_dataset
+
+# Share of trials of the same speaker that minDCF assumes.
+_TARGETS = 0.01
 
 
 class Speakers(ClassificationRecipe):
@@ -44,9 +47,7 @@ class Speakers(ClassificationRecipe):
         vectors = self._vectors(split)
         scores = torch.tensor([float(vectors[one] @ vectors[two]) for _, one, two in self.trials])
         same = torch.tensor([bool(label) for label, _, _ in self.trials])
-        rate, threshold = EER(scores[same], scores[~same])
-        cost, _ = minDCF(scores[same], scores[~same])
-        return {f"trials of {split}": {"EER": 100 * float(rate), "minDCF": float(cost), "threshold": float(threshold)}}
+        return {f"trials of {split}": verification_scores(scores[same], scores[~same])}
 
     @torch.no_grad()
     def _vectors(self, split: str) -> dict[str, torch.Tensor]:
@@ -59,6 +60,26 @@ class Speakers(ClassificationRecipe):
             found = torch.nn.functional.normalize(self.raw["embedding_model"](*batch.wav_input), dim=-1).cpu()
             vectors |= zip(batch.id, found, strict=True)
         return vectors
+
+
+def verification_scores(same: torch.Tensor, different: torch.Tensor) -> dict[str, float]:
+    """Return SpeechBrain's EER in percent, with its threshold, and minDCF, in memory that grows with the trials alone.
+
+    Args:
+        same: (N,) scores of trials of the same speaker.
+        different: (M,) scores of trials of different ones.
+    """
+    thresholds = torch.cat([same, different]).unique()  # in rising order
+    # Whole numbers, so that of several thresholds that are as good it is the first.
+    missed = torch.searchsorted(same.sort().values, thresholds, right=True)  # scores up to each threshold
+    alarms = len(different) - torch.searchsorted(different.sort().values, thresholds, right=True)
+    best = (alarms * len(same) - missed * len(different)).abs().argmin()
+    miss_rates, alarm_rates = missed / len(same), alarms / len(different)
+    return {
+        "EER": 50 * float(miss_rates[best] + alarm_rates[best]),
+        "minDCF": float((_TARGETS * miss_rates + (1 - _TARGETS) * alarm_rates).min()),
+        "threshold": float(thresholds[best]),
+    }
 
 
 def read_trials(path: Path, utterances: dict) -> list[tuple[int, str, str]]:

@@ -62,6 +62,8 @@ class Vocoder(Recipe):
     def init_optimizers(self):
         if self.precision == "fp16":
             raise DataError("--precision fp16 is not supported here; use bf16, which has the range that losses need")
+        if self.grad_accumulation_factor > 1:
+            raise DataError("--grad_accumulation_factor has no effect here; raise --batch_size")
         settings = self.settings
         self.training = PretrainingStep(
             self.modules.generator,

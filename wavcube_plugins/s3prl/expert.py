@@ -223,7 +223,8 @@ def local_source(path: str | os.PathLike) -> str:
         raise CheckpointError(
             f"{path}: no such file or folder; the entry without _local also takes presets and hub names"
         )
-    return os.fspath(Path(path).expanduser())
+    # Absolute, since a bare `nano` would be the packaged model.
+    return os.path.abspath(Path(path).expanduser())
 
 
 def _read_mapping(path: str | os.PathLike) -> Mapping[str, Any]:

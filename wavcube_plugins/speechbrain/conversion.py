@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wavcube_plugins.audio import length_mask
 from wavcube_plugins.models.decoder import DecoderLayer, Rotary, Window
 from wavcube_plugins.models.layers import mask_frames
-from wavcube_plugins.speechbrain.heads import Pooled
+from wavcube_plugins.speechbrain.heads import Pooled, check_heads
 
 _ROPE_BASE = 10000.0
 
@@ -32,6 +32,9 @@ class VoiceConverter(nn.Module):
         heads: Attention heads.
         context: Frames of 20 ms that a layer sees on each side.
         dilations: Of the convolutions that pool the voice.
+
+    Raises:
+        ValueError: channels that the heads do not divide.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class VoiceConverter(nn.Module):
         dilations: Sequence[int] = (1, 2, 4),
     ):
         super().__init__()
+        check_heads(dim, heads)
         self.heads, self.context = heads, context
         self.content = nn.Sequential(nn.Linear(in_dim, dim), nn.GELU(), nn.Linear(dim, content_dim))
         self.voice = Pooled(in_dim, out_dim, dim=dim, dilations=dilations)

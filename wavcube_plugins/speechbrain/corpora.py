@@ -29,8 +29,9 @@ ROOT = "{data_root}"
 # Keys of a manifest that hold paths of audio.
 AUDIO_KEYS = ("wav", "clean", "source_1", "source_2")
 TRIALS_NAME = "trials.json"
+# Lies beside manifests that were made here, and says of what.
+PREPARED_NAME = "prepared.json"
 
-_PREPARED = "prepared.json"
 _THREADS, _PORTION = 8, 512
 
 
@@ -88,6 +89,8 @@ def write_manifests(
                         bar.update()
             if not manifest:
                 raise CorpusError(f"{data_folder}: found nothing for {split}; is this the folder of the corpus?")
+            # Until `mark_prepared` it says nothing but that these are not somebody's own.
+            write_json(save_folder / PREPARED_NAME, {})
             write_json(save_folder / f"{split}.json", manifest)
 
 
@@ -99,19 +102,20 @@ def write_json(path: Path, content) -> None:
 
 def prepared(data_folder: str | os.PathLike, save_folder: str | os.PathLike, names: Sequence[str], **options) -> bool:
     """Whether manifests of these names were made from the same corpus with the same options."""
-    path = Path(save_folder) / _PREPARED
+    path = Path(save_folder) / PREPARED_NAME
     wanted = json.loads(json.dumps({"data_folder": os.path.abspath(data_folder), "files": list(names), **options}))
     complete = all((Path(save_folder) / name).is_file() for name in names)
     if complete and path.is_file() and json.loads(path.read_text()) == wanted:
         return True
-    path.unlink(missing_ok=True)  # until `mark_prepared`, so that a stop in between is seen
+    if path.is_file():
+        write_json(path, {})  # until `mark_prepared`, so that a stop in between is seen
     return False
 
 
 def mark_prepared(data_folder, save_folder, names: Sequence[str], **options) -> None:
     """Note what `prepared` asks for."""
     write_json(
-        Path(save_folder) / _PREPARED,
+        Path(save_folder) / PREPARED_NAME,
         {"data_folder": os.path.abspath(data_folder), "files": list(names), **options},
     )
 

@@ -163,6 +163,16 @@ class Pooled(nn.Module):
         return self.last(attentive_statistics(x, self.attention(x), frames))
 
 
+def check_heads(dim: int, heads: int) -> None:
+    """Check that attention heads with rotary positions can share channels.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if dim < 1 or dim % (2 * heads):
+        raise ValueError(f"dim must be a multiple of {2 * heads}, twice the {heads} attention heads, got {dim}")
+
+
 def attentive_statistics(x: Tensor, scores: Tensor, frames: Tensor) -> Tensor:
     """Return weighted means and standard deviations over time, (B, 2 C), of x (B, L, C) with scores (B, L, C)."""
     padding = ~length_mask(frames, x.shape[1])[..., None]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from wavcube_plugins.audio import length_mask
 from wavcube_plugins.models.decoder import DecoderLayer, Rotary, Window
 from wavcube_plugins.models.layers import mask_frames
-from wavcube_plugins.speechbrain.heads import OnWavCube
+from wavcube_plugins.speechbrain.heads import OnWavCube, check_heads
 from wavcube_plugins.speechbrain.lobe import absolute_lengths, relative_lengths
 
 # Spectrogram of the masks, in samples: two frames per latent frame of 320 samples.
@@ -40,6 +40,9 @@ class LatentMapper(nn.Module):
         latents: Give latents.
         masks: Give masks.
         spectrum: See the spectrogram of what comes in, too: harmonics that the latent does not resolve help masks.
+
+    Raises:
+        ValueError: channels that the heads do not divide, or nothing to give.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class LatentMapper(nn.Module):
         super().__init__()
         if not latents and not masks:
             raise ValueError("a mapper needs latents, masks or both")
+        check_heads(dim, heads)
         self.sources, self.latent_dim, self.heads, self.context = out_dim, in_dim, heads, context
         self.first = nn.Linear(in_dim, dim)
         self.from_spectrum = nn.Linear(_PER_FRAME * (N_FFT // 2 + 1), dim) if spectrum else None

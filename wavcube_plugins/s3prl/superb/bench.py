@@ -156,6 +156,8 @@ class Bench:
         if unknown:
             raise BenchError(f"unknown name {unknown[0]!r}; known are {', '.join(known)}")
 
+        from wavcube_plugins.checkpoints import NAMES
+
         def place(value: Any) -> Path:
             return (home / Path(str(value)).expanduser()).absolute()
 
@@ -177,7 +179,7 @@ class Bench:
             values = dict(values)
             for name in ("checkpoint", "options"):
                 # A path that exists is made absolute: the runs have another current folder.
-                if values.get(name) is not None and place(values[name]).exists():
+                if values.get(name) not in (None, *NAMES) and place(values[name]).exists():
                     values[name] = str(place(values[name]))
             rows.append(Row(label=str(label), **{"upstream": "", **values}))
         if not rows:

@@ -186,6 +186,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _execute(bench: Bench, runs: Sequence, jobs: int | None, gpus: Sequence[str]) -> int:
     from wavcube_plugins.s3prl.superb.running import execute, make_slots, missing_packages, set_up
 
+    slots = make_slots(bench.device, jobs, gpus)
     lost = missing_packages(bench.tasks)
     if lost:
         raise ImportError("; ".join(lost))
@@ -200,7 +201,7 @@ def _execute(bench: Bench, runs: Sequence, jobs: int | None, gpus: Sequence[str]
     configs = {task.name: bench.write_config(task, sites[task.name].paths) for task in ready}
     runs = [run for run in runs if run.task.name in configs]
     with _Progress(runs) as progress:
-        failed = execute(runs, configs, make_slots(bench.device, jobs, gpus), progress)
+        failed = execute(runs, configs, slots, progress)
     for job in failed:
         print(f"wavcube superb: {job.error}", file=sys.stderr)
     if failed or len(ready) < len(sites):

@@ -62,7 +62,16 @@ def make_slots(device: str, jobs: int | None = None, gpus: Sequence[str] = ()) -
         device: "cpu" or "cuda".
         jobs: How many side by side on a CPU; one by default.
         gpus: Numbers or names of GPUs, one place each; by default the one that is visible.
+
+    Raises:
+        ValueError: no number of jobs, or options that would do nothing together.
     """
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {jobs}")
+    if gpus and device == "cpu":
+        raise ValueError("--gpus does nothing on the device cpu; take --device cuda, or --jobs")
+    if gpus and jobs:
+        raise ValueError("--jobs does nothing beside --gpus, which gives every GPU one run at a time; leave one out")
     cores = os.cpu_count() or 1
     if os.environ.get("OMP_NUM_THREADS", "").isdecimal():  # what the user allows to each
         cores = min(cores, int(os.environ["OMP_NUM_THREADS"]) * (jobs or 1))
@@ -138,15 +147,30 @@ def execute(
     return failed
 
 
-def _fingerprint(run: Run, config: Mapping[str, Any]) -> str:
-    """Return what a run's result depends on, for short."""
+def _depends(run: Run, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run's result depends on, for short: its settings, and the local files that its row names."""
     text = json.dumps([config, run.row.arguments()], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    found: dict[str, Any] = {"settings": hashlib.sha256(text.encode()).hexdigest()[:16]}
+    files: dict[str, Any] = {}
+    for place in map(Path, filter(None, (run.row.checkpoint, run.row.options))):
+        for path in (place, place / "config.json", *sorted(place.glob("*.safetensors"))):
+            if place.is_absolute() and path.is_file():  # those that are there have been made absolute
+                files[str(path)] = [path.stat().st_size, path.stat().st_mtime_ns]
+    return found | ({"files": files} if files else {})
 
 
-def _changed(run: Run, configs: Mapping[str, Mapping[str, Any]]) -> bool:
-    known = run.state().get("settings")
-    return known is not None and run.task.name in configs and known != _fingerprint(run, configs[run.task.name])
+def _begun(run: Run) -> bool:
+    """Whether there is something that a run would go on from."""
+    return bool(run.state().get("steps")) or any((run.folder / "exp").glob("*.ckpt"))
+
+
+def _changed(run: Run, configs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what is not as it was when a run began, or ""; what was not noted then is taken for the same."""
+    if run.task.name not in configs or not _begun(run):
+        return ""
+    state = run.state()
+    found = [key for key, value in _depends(run, configs[run.task.name]).items() if state.get(key, value) != value]
+    return {"settings": "settings", "files": "contents of its row's files"}[found[0]] if found else ""
 
 
 def _start_server(bench: Bench, slot: Slot) -> Server | None:
@@ -188,9 +212,9 @@ class Job:
     def advance(self) -> bool:
         """Look at it, go on where something has ended, and return whether it is over."""
         try:
-            if _changed(self.run, {self.run.task.name: self._config}):
+            if changed := _changed(self.run, {self.run.task.name: self._config}):
                 raise TaskError(
-                    f"was run with other settings; remove {self.run.folder}, or take another `out` in the bench file"
+                    f"was run with other {changed}; remove {self.run.folder}, or take another `out` in the bench file"
                 )
             next(self._work)
             return False
@@ -225,6 +249,8 @@ class Job:
             return
         log = self.run.folder / f"{name.replace('/', '-')}.log"
         yield from self._acquire()
+        if not _begun(self.run):
+            self.run.save_state({**self.run.state(), **_depends(self.run, self._config)})
         self.doing = name
         started = time.monotonic()
         with open(log, "ab") as output:
@@ -268,7 +294,7 @@ class Job:
         self.keep(name, {**values, "seconds": round(time.monotonic() - started, 1)})
 
     def keep(self, name: str, values: Mapping[str, Any]) -> None:
-        state = {"settings": _fingerprint(self.run, self._config), **self.run.state()}
+        state = {**_depends(self.run, self._config), **self.run.state()}
         state.setdefault("steps", {})[name] = dict(values)
         self.run.save_state(state)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import pickle
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
 from torch import Tensor, nn
 
+from wavcube_plugins.checkpoints import NAMES
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.pretraining.step import seed_step
 from wavcube_plugins.speechbrain.corpora import write_json
@@ -44,10 +46,11 @@ class AtomicCheckpointer(Checkpointer):
     def recover_if_possible(self, *arguments, **keywords):
         try:
             return super().recover_if_possible(*arguments, **keywords)
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
             raise data.DataError(
                 f"{self.checkpoints_dir}: holds checkpoints that do not fit these settings and data "
-                f"({str(error).strip().splitlines()[-1].strip()}); choose another --output_folder, or remove it"
+                f"({reason}); choose another --output_folder, or remove it"
             ) from error
 
     def save_checkpoint(self, *arguments, **keywords):
@@ -76,6 +79,9 @@ class Recipe(sb.Brain):
         settings: What the hyperparameter file says, objects included.
         run_opts: SpeechBrain's run options.
         manifests: Entries by id, by split.
+
+    Attributes:
+        alone: Training on this process's own share of the data, in which others may find no error.
     """
 
     # Keys that every entry of a manifest must have, audio among them; the score that chooses checkpoints, and whether
@@ -98,6 +104,7 @@ class Recipe(sb.Brain):
         for key in self.inputs if cache is not None else ():
             self.speech.fill(manifests, key, progress=not settings.get("noprogressbar", False))
         self.results: dict[str, dict[str, float]] = {}
+        self.alone = False
         self.skipped_in_a_row = 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings["seed"])  # the model begins the same, whatever the cache had to compute
@@ -152,7 +159,12 @@ class Recipe(sb.Brain):
         valid = self.dataset("valid", self.manifests["valid"])
         train_loader = self.make_dataloader(train, sb.Stage.TRAIN, shuffle=True, **loader)
         self.batches_per_epoch = len(train_loader)
-        self.steps_per_epoch = math.ceil(len(train_loader) / self.grad_accumulation_factor)
+        self.steps_per_epoch = len(train_loader) // self.grad_accumulation_factor
+        if not self.steps_per_epoch:
+            raise data.DataError(
+                f"--grad_accumulation_factor {self.grad_accumulation_factor} is more than the "
+                f"{len(train_loader)} batches of an epoch, so that no step would ever be made; lower it"
+            )
         valid_loader = {"batch_size": settings["valid_batch_size"], "num_workers": settings["num_workers"]}
         self.fit(self.epochs, train_loader, valid, valid_loader_kwargs=valid_loader)
         name, best = self.monitor
@@ -216,10 +228,12 @@ class Recipe(sb.Brain):
         self.optimizer_step += 1
 
     def on_stage_start(self, stage, epoch=None):
+        self.alone = stage == sb.Stage.TRAIN
         if stage != sb.Stage.TRAIN:
             self.start_scores(stage)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
+        self.alone = False
         if stage == sb.Stage.TRAIN:
             self.train_loss = float(stage_loss)
             return
@@ -233,6 +247,11 @@ class Recipe(sb.Brain):
         else:
             self.results[self.split] = scores
             self.logger.log_stats({"split": self.split}, test_stats=scores)
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
+        # Checkpoints have no gradients, so what is due waits for the end of a step.
+        whole = self.step % self.grad_accumulation_factor == 0
+        return whole and super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
 
     def _save_intra_epoch_ckpt(self):
         self.checkpointer.save_and_keep_only(
@@ -295,7 +314,7 @@ class Recipe(sb.Brain):
     def lobe_yaml(self, decoder: bool = False) -> str:
         """Return YAML text that makes the lobe anew, frozen; what was trained of it comes from the weights."""
         source = self.lobe.source
-        if Path(source).exists():
+        if source not in NAMES and Path(source).exists():
             source = os.path.abspath(source)
         options = {
             "source": source,

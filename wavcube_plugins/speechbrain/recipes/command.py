@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import json
 import logging
 import math
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import speechbrain as sb
 import torch
 import yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
-from speechbrain.utils.distributed import ddp_barrier, ddp_init_group, get_rank, if_main_process
+from speechbrain.utils.checkpoints import METAFNAME
+from speechbrain.utils.distributed import ddp_init_group, get_rank, if_main_process
 
 from wavcube_plugins.speechbrain import corpora
 from wavcube_plugins.speechbrain.recipes.brain import INFERENCE_NAME, Recipe, TrainingError
@@ -36,6 +41,16 @@ WITHOUT_EFFECT = {
 _POSITIVE = {"number_of_epochs", "batch_size", "valid_batch_size"}
 _SWITCHES = ("--mini", "--cache")
 
+# What a folder's weights were trained with, and the settings that may change nevertheless: places, what is made of
+# data (the manifests themselves are compared), and what only scores depend on.
+TRAINING_NAME = "training.json"
+_FREE = {
+    "output_folder", "data_folder", "manifests", "prepare", "resample", "mini", "mini_folder", "mini_data",
+    "mini_settings", "cache", "cache_folder", "evaluate", "verify", "asr", "examples", "valid_batch_size",
+    "num_workers", "ckpt_interval_minutes",
+}  # fmt: skip
+_OPTIONS_OF_TRAINING = ("precision", "max_grad_norm", "grad_accumulation_factor")
+
 
 def main(recipe: type[Recipe], script: str, arguments: list[str]) -> int:
     """Run a recipe as a command and return its exit code: 0, 1 for failed training, 2 for bad input, 130 for Ctrl-C.
@@ -55,21 +70,23 @@ def main(recipe: type[Recipe], script: str, arguments: list[str]) -> int:
         print(f"{sys.modules[recipe.__module__].__doc__.strip()}\n\n{usage}\n\n{_OPTIONS}")
         return 0
     name = f"{task}/{script.name}"
+    brain = None
     try:
         settings, run_opts, path, overrides = read_settings(arguments, usage)
         ddp_init_group(run_opts)
-        _begin(settings, path, overrides, script)
-        manifests = _prepare(settings, recipe)
+        training = _in_main_process(_begin, settings, run_opts, path, overrides, script)
+        _in_main_process(_prepare, settings, training)
+        manifests = _read_manifests(settings, recipe)
         brain = recipe(settings, run_opts, manifests)
         results = brain.train_and_evaluate()
     except (TrainingError, torch.OutOfMemoryError) as error:
-        _complain(name, error)
+        complain(name, error, alone=isinstance(error, torch.OutOfMemoryError))
         return 1
     except (ValueError, OSError, ImportError) as error:
-        _complain(name, error)
+        complain(name, error, alone=brain is not None and brain.alone)
         return 2
     except KeyboardInterrupt:
-        _complain(name, "interrupted; the same command goes on from the last checkpoint")
+        complain(name, "interrupted; the same command goes on from the last checkpoint")
         return 130
     if if_main_process():
         for split, scores in results.items():
@@ -83,7 +100,7 @@ _OPTIONS = """  --mini              make a small set of synthesised speech and t
   --manifests DIR     instead: your own train.json, valid.json and so on
   --cache             keep the latents on disk, computed once
   --evaluate "[test]" splits that are scored in the end
-  --debug             a few batches only
+  --debug             a few batches only, in the folder `debug` of the output folder
 Everything in the YAML file can be set like this, and SpeechBrain's own options too (--device, --precision bf16,
 --ckpt_interval_steps, ...). Stopped, the same command goes on where it was. On several GPUs:
 torchrun --standalone --nproc_per_node=8 train.py ...; on a CPU add --device cpu --distributed_backend gloo."""
@@ -115,6 +132,10 @@ def read_settings(arguments: list[str], usage: str = "") -> tuple[dict, object, 
     settings.pop("mini_settings")
     if run_opts.ckpt_interval_steps > 0 and "ckpt_interval_minutes" not in run_opts.overridden_args:
         settings["ckpt_interval_minutes"] = 0
+    if run_opts.debug:
+        # What a real run left in its folder stays; the cache serves both.
+        settings["cache_folder"] = settings.get("cache_folder") or f"{settings['output_folder']}/latents"
+        settings["output_folder"] = f"{settings['output_folder']}/debug"
     return settings, run_opts, path, overrides
 
 
@@ -157,14 +178,16 @@ def _with_values(arguments: list[str]) -> list[str]:
 
 
 class _Plain(yaml.SafeLoader):
-    """Reads the plain values of a HyperPyYAML file; what is made by a tag is the tag."""
+    """Reads the plain values of a HyperPyYAML file; what is made by a tag is {tag: what stands below it}."""
 
 
-_Plain.add_multi_constructor("!", lambda loader, suffix, node: _Tagged(suffix))
+def _tagged(loader: _Plain, suffix: str, node: yaml.Node) -> dict[str, Any]:
+    if isinstance(node, yaml.MappingNode):
+        return {suffix: loader.construct_mapping(node, deep=True)}
+    return {suffix: loader.construct_sequence(node, deep=True) if isinstance(node, yaml.SequenceNode) else node.value}
 
 
-class _Tagged(str):
-    pass
+_Plain.add_multi_constructor("!", _tagged)
 
 
 def _plain(text: str, path: Path) -> dict:
@@ -180,7 +203,7 @@ def _plain(text: str, path: Path) -> dict:
 def _check_values(overrides: dict, plain: dict) -> None:
     for name, value in overrides.items():
         default = plain[name]
-        if default is None or isinstance(default, (_Tagged, dict)) or (value is None and default is None):
+        if default is None or isinstance(default, dict) or (value is None and default is None):
             continue
         if isinstance(default, bool):
             good, expected = isinstance(value, bool), "True or False"
@@ -236,52 +259,97 @@ def _check_options(run_opts) -> None:
         raise ValueError(f"--device {run_opts.device}: not available here, {str(error).splitlines()[0]}") from error
 
 
-def _begin(settings: dict, path: Path, overrides: dict, script: Path) -> None:
-    """Make the output folder with the settings, the script and a log."""
-    folder = Path(settings["output_folder"])
-    if if_main_process():
-        folder.mkdir(parents=True, exist_ok=True)
-        with path.open(encoding="utf-8") as file:
-            resolved = resolve_references(file, dict(overrides))
-        (folder / "hyperparams.yaml").write_text(resolved.getvalue(), encoding="utf-8")
-        shutil.copy(script, folder / script.name)
-        handlers = {"handlers": {"file_handler": {"filename": str(folder / "log.txt")}}}
-        sb.utils.logger.setup_logging(sb.core.DEFAULT_LOG_CONFIG, handlers)
-        logging.getLogger(__name__).info("settings: %s with %s", path, overrides)
-    ddp_barrier()
-
-
-def _prepare(settings: dict, recipe: type[Recipe]) -> dict[str, dict[str, dict]]:
-    """Make the manifests in the main process and read them in all; its error is raised in all."""
-    error: list = [None]
+def _in_main_process(work: Callable, *arguments) -> Any:
+    """Call a function in the main process and return its result in all; its error is raised in all."""
+    outcome: list = [None, None]
     if if_main_process():
         try:
-            _prepare_data(settings)
+            outcome[0] = work(*arguments)
         except (ValueError, OSError, ImportError) as problem:
-            error = [problem]
+            outcome[1] = problem
     if torch.distributed.is_initialized():
-        torch.distributed.broadcast_object_list(error, src=0)
-    if error[0] is not None:
-        raise error[0]
+        torch.distributed.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def _begin(settings: dict, run_opts, path: Path, overrides: dict, script: Path) -> dict[str, Any]:
+    """Make the output folder with the settings, the script and a log, and return what training depends on."""
+    folder = Path(settings["output_folder"])
+    with path.open(encoding="utf-8") as file:
+        resolved = resolve_references(file, dict(overrides)).getvalue()
+    training = {name: value for name, value in _plain(resolved, path).items() if name not in _FREE}
+    training |= {name: run_opts[name] for name in _OPTIONS_OF_TRAINING}
+    _check_training(folder, training)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "hyperparams.yaml").write_text(resolved, encoding="utf-8")
+    shutil.copy(script, folder / script.name)
+    handlers = {"handlers": {"file_handler": {"filename": str(folder / "log.txt")}}}
+    sb.utils.logger.setup_logging(sb.core.DEFAULT_LOG_CONFIG, handlers)
+    logging.getLogger(__name__).info("settings: %s with %s", path, overrides)
+    return training
+
+
+def _prepare(settings: dict, training: dict[str, Any]) -> None:
+    """Make the manifests, and note that the output folder is trained on them."""
+    manifests, folder = Path(settings["manifests"]), Path(settings["output_folder"])
+    # Manifests that were not made here are somebody's own, and are taken as they are.
+    if not (manifests / "train.json").is_file() or (manifests / corpora.PREPARED_NAME).is_file():
+        if settings["mini"]:
+            corpora.prepare_mini(settings["mini_folder"], manifests, **settings["mini_data"])
+        elif settings["data_folder"] is not None and settings["prepare"] is not None:
+            settings["prepare"](settings["data_folder"], manifests, resample=settings["resample"])
+    for path in (manifests / "train.json", manifests / "valid.json"):
+        if path.is_file():
+            training = {**training, path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
+    _check_training(folder, training)
+    if (folder / TRAINING_NAME).is_file() or not _has_checkpoints(folder):
+        corpora.write_json(folder / TRAINING_NAME, training)
+
+
+def _check_training(folder: Path, training: dict[str, Any]) -> None:
+    """Refuse settings and data that a folder's checkpoints were not trained with, where that is known."""
+    path = folder / TRAINING_NAME
+    if not path.is_file() or not _has_checkpoints(folder):
+        return
+    known = json.loads(path.read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(training))
+    # Settings with a value of their own come before what is made of them.
+    for name in sorted(wanted, key=lambda name: isinstance(wanted[name], dict)):
+        before, now = known.get(name, wanted[name]), wanted[name]
+        if before == now or (name == "number_of_epochs" and before < now):
+            continue
+        what = f"another {name}" if name.endswith(".json") or isinstance(now, dict) else f"{name} {before}, not {now}"
+        raise DataError(f"{folder}: was trained with {what}; choose another --output_folder, or remove it")
+
+
+def _has_checkpoints(folder: Path) -> bool:
+    return any((folder / "save").glob(f"*/{METAFNAME}"))
+
+
+def _read_manifests(settings: dict, recipe: type[Recipe]) -> dict[str, dict[str, dict]]:
     folder, root = Path(settings["manifests"]), _root(settings)
     splits = dict.fromkeys(recipe.splits(settings))
     return {split: read_manifest(folder / f"{split}.json", root, recipe.needs) for split in splits}
-
-
-def _prepare_data(settings: dict) -> None:
-    folder = Path(settings["manifests"])
-    if settings["mini"]:
-        corpora.prepare_mini(settings["mini_folder"], folder, **settings["mini_data"])
-    elif settings["data_folder"] is not None and settings["prepare"] is not None:
-        settings["prepare"](settings["data_folder"], folder, resample=settings["resample"])
 
 
 def _root(settings: dict) -> str | None:
     return settings["mini_folder"] if settings["mini"] else settings["data_folder"]
 
 
-def _complain(name: str, error: Exception | str) -> None:
-    if (get_rank() or 0) != 0:
+def complain(name: str, error: Exception | str, more: str = "", *, alone: bool = False) -> None:
+    """Print an error as one sentence, once.
+
+    Args:
+        name: Of the command.
+        error: What happened, or what to say.
+        more: Put behind it.
+        alone: It may have happened in this process alone, so that no other one says it.
+    """
+    rank = get_rank() or 0
+    # What all processes find is said by the first one of every machine: a folder may be missing on one of them.
+    if int(os.environ.get("LOCAL_RANK", rank)) != 0 and not alone:
         return
     message = str(error)
     if isinstance(error, OSError) and error.filename:
@@ -289,4 +357,5 @@ def _complain(name: str, error: Exception | str) -> None:
     if "Original Traceback" in message:
         # It comes from a worker process; the last line is what was raised there.
         message = message.strip().splitlines()[-1].partition(": ")[2]
-    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
+    where = f" in process {rank}" if rank else ""
+    print(f"{name}: error{where}: {' '.join(message.split())}{more}", file=sys.stderr)

@@ -10,17 +10,26 @@ from pathlib import Path
 import numpy as np
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.utils.distributed import ddp_barrier, get_rank, if_main_process
+from speechbrain.utils.distributed import get_rank, if_main_process
 from torch import Tensor
 
 from wavcube_plugins.audio import AudioError, read_info
 from wavcube_plugins.extraction import extract
 from wavcube_plugins.manifests import Utterance
-from wavcube_plugins.speechbrain.corpora import ROOT
+from wavcube_plugins.speechbrain.corpora import AUDIO_KEYS, ROOT
 from wavcube_plugins.speechbrain.lobe import WavCube
 from wavcube_plugins.speechbrain.speech import check_rate, read_speech
 
 INDEX_NAME = "index.jsonl"
+
+# What stands under the keys of a manifest; other keys are labels.
+_KINDS = {
+    **dict.fromkeys(AUDIO_KEYS, (str, "a path")),
+    "text": (str, "text"),
+    "intent": (dict, "a mapping"),
+    "slots": (list, "a list"),
+}
+_LABEL = ((str, int, float), "a name")
 
 
 class DataError(ValueError):
@@ -30,7 +39,7 @@ class DataError(ValueError):
 def read_manifest(
     path: str | os.PathLike, data_folder: str | os.PathLike | None, keys: Iterable[str]
 ) -> dict[str, dict]:
-    """Read a manifest and check that every entry has the keys.
+    """Read a manifest and check that every entry has the keys, with values that can be used.
 
     Args:
         path: JSON file of {id: {key: value}}.
@@ -55,6 +64,9 @@ def read_manifest(
         for key in keys:
             if key not in entry:
                 raise DataError(f"{path}: the entry {name!r} has no {key!r}")
+            kind, expected = _KINDS.get(key, _LABEL)
+            if not isinstance(entry[key], kind):
+                raise DataError(f"{path}: {key!r} of the entry {name!r} must be {expected}, got {entry[key]!r}")
         for key, value in entry.items():
             if isinstance(value, str) and value.startswith(ROOT):
                 if data_folder is None:
@@ -114,9 +126,14 @@ class Speech:
             world_size=size,
             progress=progress and if_main_process(),
         )
-        ddp_barrier()
-        if outcome.failed:
-            raise AudioError(next(iter(outcome.failed.values())))
+        failures = [outcome.failed]
+        if torch.distributed.is_initialized():
+            # All processes stop at what one of them found, and none goes on before the others are done.
+            failures *= size
+            torch.distributed.all_gather_object(failures, outcome.failed)
+        for failed in failures:
+            if failed:
+                raise AudioError(next(iter(failed.values())))
         self.indices[key] = _read_index(folder)
 
     def latent(self, key: str, split: str, name: str) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.util import find_spec
 from typing import ClassVar
 
 import speechbrain as sb
 import torch
+import torch.nn.functional as F
 from speechbrain.utils.distributed import if_main_process
 from torch import Tensor
 
@@ -52,9 +54,14 @@ class RestorationRecipe(Recipe):
         return {"model": OnWavCube(self.lobe, self.head)}
 
     def dataset(self, split, manifest):
-        keys = ["wav", *self.targets]
-        cached = keys if self.speech.cache is not None else []
-        return make_dataset(manifest, split, self.speech, waveforms=keys, features=cached)
+        items = [
+            (partial(self._source, split, key), ("id", key, "wav_signal"), f"{key}_signal") for key in self.targets
+        ]
+        cached = self.speech.cache is not None
+        if cached:
+            items += [(partial(self._latent, split, key), ("id", "wav_input"), f"{key}_input") for key in self.targets]
+        features = ["wav"] if cached else []
+        return make_dataset(manifest, split, self.speech, waveforms=["wav"], features=features, items=items)
 
     def compute_forward(self, batch, stage):
         batch = batch.to(self.device)
@@ -163,6 +170,22 @@ class RestorationRecipe(Recipe):
             {"model": self.raw["model"]},
             f"modules:\n    {self.model_name}: !ref <{self.model_name}>\n",
         )
+
+    def _source(self, split: str, key: str, name: str, path: str, mixture: Tensor) -> Tensor:
+        """Read a source (T,) of a mixture (T,); files may differ by what resampling and coding make of the ends."""
+        source = self.speech.read(path)
+        missing = len(mixture) - len(source)
+        if abs(missing) >= self.lobe.hop_length:
+            raise DataError(
+                f"{self.settings['manifests']}/{split}.json: {key!r} of the entry {name!r} has {len(source)} samples, "
+                f"but 'wav' has {len(mixture)}; up to {self.lobe.hop_length - 1} more or less are cut or padded"
+            )
+        return F.pad(source, (0, missing))
+
+    def _latent(self, split: str, key: str, name: str, mixture: Tensor) -> Tensor:
+        """Return the cached latent (L, D) of a source, with its last frame once more where the mixture's has more."""
+        latent = self.speech.latent(key, split, name)
+        return latent[torch.arange(len(mixture)).clamp(max=len(latent) - 1)]
 
 
 def ordered(estimates: Tensor, order: Tensor) -> Tensor:
