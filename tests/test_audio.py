@@ -3,6 +3,8 @@
 import math
 import os
 import struct
+import threading
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -13,6 +15,7 @@ import torchaudio
 
 from wavcube_plugins import audio
 from wavcube_plugins.audio import AudioError, AudioWarning
+from wavcube_plugins.files import atomic_path
 
 
 def tone(seconds=1.0, rate=16000, frequency=440.0):
@@ -66,6 +69,8 @@ def test_loud_samples_are_clipped(tmp_path):
         ("tone.raw", tone(), "cannot write audio as '.raw'"),
         ("tone.wav", tone()[None], r"shape \(samples,\), got \(1, 16000\)"),
         ("tone.wav", torch.full((100,), float("nan")), "NaN"),
+        ("tone.wav", torch.tensor([0.0, -float("inf")]), "infinite"),
+        ("tone.wav", torch.zeros(100, dtype=torch.int16), "floating point .* got torch.int16; divide integers first"),
     ],
 )
 def test_what_cannot_be_written(tmp_path, name, waveform, reason):
@@ -85,6 +90,29 @@ def test_failed_write_keeps_the_old_file(tmp_path, wav):
     with pytest.raises(AudioError):
         audio.write_audio(wav, torch.full((100,), float("nan")))
     assert wav.read_bytes() == before
+
+
+def test_two_threads_may_write_one_file(tmp_path):
+    both = threading.Barrier(2, timeout=10)
+    errors = []
+
+    def write(content):
+        try:
+            with atomic_path(tmp_path / "a.txt") as temporary:
+                temporary.write_text(content)
+                both.wait()
+                assert temporary.read_text() == content and temporary.suffix == ".txt"
+                both.wait()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(content,)) for content in "xy"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 15999, 22254, 44101])
@@ -148,6 +176,18 @@ def test_files_longer_than_a_block_are_read_whole(tmp_path, monkeypatch):
     assert torch.equal(audio.read_audio(path, start=500, num_frames=5000), whole[500:5500])
 
 
+def test_long_files_stand_in_memory_once(tmp_path, monkeypatch):
+    path = tmp_path / "long.flac"
+    audio.write_audio(path, torch.zeros(4_000_000))
+    monkeypatch.setattr(audio, "_BLOCK", 1 << 14)
+    tracemalloc.start()
+    try:
+        assert audio.read_audio(path).shape == (4_000_000,)
+        assert tracemalloc.get_traced_memory()[1] < 1.2 * 4 * 4_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def _cut(suffix):
     def make(path):
         whole = path.with_suffix(suffix)
@@ -199,9 +239,15 @@ def _folder(path):
     return path
 
 
+def _pipe(path):
+    os.mkfifo(path)
+    return path
+
+
 BROKEN = {
     "missing": (lambda path: path, "no such file"),
     "folder": (_folder, "is a folder, not a file"),
+    **({"pipe": (_pipe, "is a pipe or a device, not a file")} if hasattr(os, "mkfifo") else {}),
     "no file's name": (lambda path: path.with_name("x" * 300 + ".wav"), "not readable"),
     "empty file": (_content(b""), "not readable as audio"),
     "text": (_content(b"this is no audio\n" * 100), "not readable as audio"),

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from wavcube_plugins import WavCube, WavCubeConfig, load_model
 from wavcube_plugins.checkpoints import CheckpointError, convert, save_model
 from wavcube_plugins.config import PRESETS
+from wavcube_plugins.models.backbones import load_backbone
 
 
 @pytest.fixture
@@ -242,6 +244,34 @@ def test_broken_native_folders_are_one_sentence(golden_model, tmp_path):
     config.unlink()
     with pytest.raises(CheckpointError, match=r"expected config.json beside it, found none"):
         load_model(weights)
+
+
+@pytest.mark.filterwarnings("ignore:.*UNTRAINED")
+def test_known_names_win_over_folders_of_the_name(golden_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("nano", "tiny", "wavcube", "hubert_base"):
+        save_model(golden_model, name)
+    ours = latent_of(golden_model)
+    assert load_model("nano").latent_dim == 32
+    assert not load_model("tiny").trained
+    with pytest.raises(CheckpointError, match="wavcube: it is not in the local cache"):
+        load_model("wavcube", local_files_only=True)
+    for source in ("./nano", Path("nano"), f"{tmp_path}/wavcube"):
+        assert torch.equal(latent_of(load_model(source)), ours)
+    assert load_backbone("nano").config == PRESETS["nano"].wavlm
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: tmp_path / "hub")
+    with pytest.raises(CheckpointError, match="hubert_base: not on this machine"):
+        load_backbone("hubert_base", local_files_only=True)
+    for source in ("./nano", Path("hubert_base")):
+        assert load_backbone(source).config == golden_model.config.wavlm
+
+
+def test_a_configuration_of_no_mapping_beside_a_public_file(golden_checkpoint, tmp_path):
+    (tmp_path / "a.ckpt").write_bytes(golden_checkpoint.read_bytes())
+    for text, kind in (("[1]", "list"), ('"config"', "str"), ('{"config": 3}', "int")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=f"not a WavCube configuration, .* must be a mapping, got {kind}"):
+            load_model(tmp_path / "a.ckpt")
 
 
 def test_unknown_names_are_one_sentence(tmp_path):

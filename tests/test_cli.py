@@ -230,6 +230,8 @@ def test_encode_in_windows(run, folder, model):
     assert not np.allclose(windowed, encoded(model, "long.wav"), atol=1e-5)
     run("encode", "long.wav", "--window", "0.01", code=2)
     assert "window_seconds must be at least" in run.error
+    run("encode", "long.wav", "mono.wav", "-o", "out", "--window", "0.01", code=2)
+    assert "window_seconds must be at least" in run.error and not Path("out").exists()
 
 
 def test_encode_in_bfloat16(run, folder, model):
@@ -410,6 +412,8 @@ BAD_LATENTS = {
     "text": (b"not numpy", "not a readable .npy file"),
     "cut": (b"\x93NUMPY\x01\x00v\x00{'descr'", "not a readable .npy file"),
     "nothing": (b"", "not a readable .npy file"),
+    "half an archive": (b"PK\x03\x04 and so on", "not a readable .npy file"),
+    "a header without end": (b"\x93NUMPY\x01\x00\x02\x00({", "not a readable .npy file"),
 }
 
 
@@ -611,6 +615,9 @@ def test_export_writes_a_model_that_loads_and_its_card(run, trained):
     head, text = front_matter(Path("mine/README.md").read_text())
     assert head["library_name"] == "wavcube_plugins" and "wavcube" in head["tags"]
     assert "license" not in head and "datasets" not in head
+    heard = {"waveforms": torch.randn(1, 4000), "lengths": None}
+    exec(text.split("```python\n")[1].split("```")[0], heard)
+    assert heard["waveforms"].shape == (1, 3840) and not heard["latent"].requires_grad
     for part in (
         "# mine\n",
         "| latent | 16 numbers per frame, 50 frames per second |",
@@ -646,6 +653,14 @@ def test_export_takes_the_best_checkpoint_in_half_precision_with_scores(run, tra
         in text
     )
     assert json.loads(Path("mine/config.json").read_text())["metadata"]["license"] == "cc-by-4.0"
+    description = json.loads(Path("run/run.json").read_text())
+    settings = {**description["settings"], "adversarial_from": "never", "processes": 2}
+    earlier = [{"until": 1500, "settings": {"train": "secret", "lr": 1e-3}}, {"until": 1700, "settings": {"root": 1}}]
+    Path("run/run.json").write_text(json.dumps({**description, "settings": settings, "earlier": earlier}))
+    run("export", "run", "mine")
+    text = Path("mine/README.md").read_text()
+    assert "| processes | 2 |" in text and "| discriminators from step | never |" in text
+    assert "| until step 1,500 | highest learning rate 0.001 |" in text and "secret" not in text and "1,700" not in text
     Path("notes.md").write_text("## Who speaks\n\nTwelve readers.\n")
     run("export", "run", "mine", "--data", "960 h of audiobooks", "--notes", "notes.md")
     head, text = front_matter(Path("mine/README.md").read_text())
@@ -719,6 +734,8 @@ def test_convert_makes_a_folder_that_loads(run, folder, stage):
     description = json.loads(run.out)
     assert description["trained"] is True and description["metadata"]["stage"] == str(stage)
     assert description["file_size"] == Path("converted/model.safetensors").stat().st_size
+    run("convert", source, "nano")
+    assert "use it with --model ./nano" in run.out  # `nano` alone is the packaged model
     run("encode", "mono.wav", "--model", "converted")
     run("encode", "mono.wav", "--model", source, "-o", "direct.npy")
     np.testing.assert_array_equal(np.load("mono.npy"), np.load("direct.npy"))
@@ -772,6 +789,14 @@ def test_compare_prints_scores_and_saves_a_picture(run, speech):
     scores = json.loads(run.out)
     assert scores["stoi"] == pytest.approx(1, abs=1e-3) and scores["mel_distance"] == 0
     assert scores["picture"] == "pictures/same.svg" and Path("pictures/same.svg").is_file()
+
+
+def test_compare_prints_scores_whatever_becomes_of_the_picture(run, speech):
+    Path("speech.wav").rename("$a_$.wav")
+    run("compare", "$a_$.wav", "worse.wav")
+    assert Path("worse.comparison.png").is_file()
+    run("compare", "$a_$.wav", "worse.wav", "--picture", "a.xyz", code=2)
+    assert "STOI" in run.out and "'xyz' is not supported" in run.error
 
 
 @pytest.mark.parametrize(

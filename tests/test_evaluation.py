@@ -153,6 +153,22 @@ def test_long_audio_does_not_overrun_pesq():
     assert 1 < float(result.stdout) < 4.65
 
 
+def test_long_audio_is_measured_in_parts(speech, noisy, monkeypatch):
+    degraded = noisy(5)
+    half = len(speech) // 2
+    whole = stoi(speech, degraded, RATE)
+    halves = [stoi(speech[part], degraded[part], RATE) for part in (slice(None, half), slice(half, None))]
+    monkeypatch.setattr(metrics, "_STOI_SECONDS", len(speech) / RATE)
+    assert stoi(speech, degraded, RATE) == whole
+    monkeypatch.setattr(metrics, "_STOI_SECONDS", len(speech) / RATE - 0.1)
+    assert stoi(speech, degraded, RATE) == pytest.approx(np.mean(halves), abs=1e-3)
+    # A part without speech does not count.
+    pause = torch.zeros(len(speech))
+    monkeypatch.setattr(metrics, "_STOI_SECONDS", len(speech) / RATE)
+    padded = [torch.cat((signal, pause)) for signal in (speech, degraded)]
+    assert stoi(*padded, RATE) == pytest.approx(whole, abs=1e-3)
+
+
 def test_other_sample_rates(speech, noisy):
     from wavcube_plugins.audio import resample
 
@@ -218,6 +234,8 @@ def test_pictures_of_odd_waveforms(tmp_path, speech):
     assert save_comparison(tmp_path / "vector.svg", speech, speech, RATE).read_text().startswith("<?xml")
     with pytest.raises(ValueError, match="mono waveform"):
         save_comparison(tmp_path / "bad.png", speech[None], speech, RATE)
+    odd = "$100 \\or $200 \udcff.wav"  # neither mathematics nor UTF-8
+    assert save_comparison(tmp_path / "odd.png", speech, speech, RATE, title=odd, names=(odd, odd)).is_file()
 
 
 def test_learning_curves(tmp_path):

@@ -383,6 +383,34 @@ def test_other_settings_are_refused_by_naming_both(model, corpus, tmp_path):
     assert extract(other, utterances, tmp_path, model_name="elsewhere").resumed == 1
 
 
+def test_settings_that_made_no_latent_bind_nobody(model, corpus, tmp_path):
+    utterances = [Utterance("a", str(corpus / "speaker0" / "utterance 2.wav"))]
+    with pytest.raises(ValueError, match="window_seconds must be at least"):
+        extract(model, utterances, tmp_path / "out", window_seconds=0.1)
+    assert not (tmp_path / "out").exists()
+    gone = [Utterance("a", str(tmp_path / "gone.wav"))]
+    assert extract(model, gone, tmp_path, window_seconds=30.0).failed
+    assert extract(model, utterances, tmp_path).extracted == 1
+    assert json.loads((tmp_path / "settings.json").read_text())["window_seconds"] is None
+    with pytest.raises(ExtractionError, match=r"window seconds None, this run has 30\.0"):
+        extract(model, gone, tmp_path, window_seconds=30.0)
+
+
+def test_a_run_whose_settings_were_replaced_writes_nothing(model, corpus, tmp_path, monkeypatch):
+    read = Utterance.read
+
+    def replaced(utterance, sample_rate):
+        LatentFolder(tmp_path).claim(settings(model, 30.0), "other")
+        return read(utterance, sample_rate)
+
+    settings = extraction._settings
+    monkeypatch.setattr(Utterance, "read", replaced)
+    utterances = [Utterance("a", str(corpus / "speaker0" / "utterance 2.wav"))]
+    with pytest.raises(ExtractionError, match=r"window seconds 30\.0, this run has None"):
+        extract(model, utterances, tmp_path)
+    assert not (tmp_path / "npy").exists()
+
+
 def test_a_folder_of_unknown_origin_is_refused(model, corpus, tmp_path):
     utterances = [Utterance("a", str(corpus / "speaker0" / "utterance 2.wav"))]
     (tmp_path / "index.jsonl").write_text("")

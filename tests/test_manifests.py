@@ -104,6 +104,35 @@ def test_a_line_that_cannot_be_used_shows_when_it_is_asked_for(folder):
         manifest[2]
 
 
+def test_an_awkward_name_costs_its_own_file_alone(folder):
+    for name in ("a.flac", "c_d.wav", f"{'x' * 230}.wav"):
+        Path(name).write_bytes(Path("a.wav").read_bytes())
+    # Ids are not compared for training, where nothing is called by them.
+    manifest = Manifest(".")
+    assert len(manifest) == 7
+    assert sorted(Path(manifest[index].source).name for index in range(5)) == [
+        "a.flac", "a.wav", "b.flac", "c d.wav", "c_d.wav",
+    ]  # fmt: skip
+    with pytest.raises(ManifestError, match=r"xxx\.wav: the id xxx.* is longer than a file name may be"):
+        manifest[6]
+    # Latents are.
+    with pytest.raises(ManifestError, match="is longer than a file name may be"):
+        read_manifest(".")
+    summary = write_manifest(".", "new.jsonl")
+    assert [Path(line["path"]).name for line in lines("new.jsonl")] == [
+        "a.flac", "b.flac", "c d.wav", "01_baum_sea_fairies_64kb.flac",
+    ]  # fmt: skip
+    assert summary.failed.keys() == {"a", "c_d", "entry 7"}
+    assert "a.wav: the id 'a' stands for something else already" in summary.failed["a"]
+
+
+def test_null_is_as_good_as_nothing(folder):
+    entry = {"audio_filepath": None, "path": "a.wav", "id": None, "utt": "x", "start": None, "offset": 0.5}
+    Path("list.jsonl").write_text(json.dumps(entry) + "\n" + '{"path": "b.flac", "id": null, "start": null}\n')
+    source = {name: str(folder / name) for name in ("a.wav", "b.flac")}
+    assert read_manifest("list.jsonl") == [Utterance("x", source["a.wav"], 0.5), Utterance("b", source["b.flac"])]
+
+
 @pytest.mark.parametrize(
     ("name", "problem"),
     [

@@ -107,7 +107,11 @@ def test_slots_are_words_of_the_command():
 
 
 def test_the_same_set_every_time_and_larger_sets_begin_with_smaller_ones(sets, tmp_path):
+    make_mini(tmp_path, "read", {"train": 3}, progress=False)
+    first = tmp_path / read_mini(tmp_path, "train")[0]["path"]
+    stamp = first.stat().st_mtime_ns
     make_mini(tmp_path, "read", {"train": 30}, progress=False)
+    assert first.stat().st_mtime_ns == stamp  # only what was missing is made
     again = read_mini(tmp_path, "train")
     assert again[:24] == read_mini(sets / "read", "train")
     for record in again[:3]:
@@ -115,6 +119,8 @@ def test_the_same_set_every_time_and_larger_sets_begin_with_smaller_ones(sets, t
     stamp = (tmp_path / again[0]["path"]).stat().st_mtime_ns
     make_mini(tmp_path, "read", {"train": 30}, progress=False)
     assert (tmp_path / again[0]["path"]).stat().st_mtime_ns == stamp  # nothing is made twice
+    make_mini(tmp_path, "read", {"train": 24}, progress=False)
+    assert read_mini(tmp_path, "train") == again[:24]
     make_mini(tmp_path / "other", "read", {"train": 3}, seed=1, progress=False)
     assert [record["text"] for record in read_mini(tmp_path / "other", "train")] != [
         record["text"] for record in again[:3]

@@ -34,7 +34,7 @@ _WRITERS = {
 }
 
 # Files are read and written in blocks: many channels never stand in memory together, a header that lies about its
-# length allocates nothing, and libsndfile's Vorbis encoder overflows its stack on very long buffers.
+# length allocates little, and libsndfile's Vorbis encoder overflows its stack on very long buffers.
 _BLOCK = 1 << 18
 
 # Rates outside this range are broken headers; resampling them would cost memory without end.
@@ -107,28 +107,33 @@ def read_audio(
         if start and available <= 0:
             raise AudioError(f"{path}: ends at sample {file.frames}, before the wanted start at {start}")
         wanted = available if num_frames is None else min(num_frames, available)
-        blocks, missing = [], wanted
+        # One array that grows in place: joined blocks would stand in memory twice.
+        samples, count = np.empty(min(_BLOCK, wanted), dtype=np.float32), 0
         try:
             file.seek(start)
-            while missing > 0:
-                block = file.read(min(_BLOCK, missing), dtype="float32", always_2d=True)
+            while count < wanted:
+                block = file.read(min(_BLOCK, wanted - count), dtype="float32", always_2d=True)
                 if not len(block):
                     break
                 if not np.isfinite(block).all():
                     raise AudioError(f"{path}: has samples that are NaN or infinite")
-                blocks.append(block[:, 0] if channels == 1 else block.mean(axis=1))
-                missing -= len(block)
+                end = count + len(block)
+                if end > len(samples):
+                    samples.resize(min(2 * end, wanted), refcheck=False)
+                samples[count:end] = block[:, 0] if channels == 1 else block.mean(axis=1)
+                count = end
         except soundfile.LibsndfileError as error:
             raise AudioError(f"{path}: broken or cut short, {_reason(error)}") from error
         # An MP3 header gives an estimate where it gives anything; the other formats count exactly.
         allowed = wanted // 100 + 4096 if file.format == "MP3" else 0
-    if missing > allowed:
-        raise AudioError(f"{path}: cut short, {wanted - missing} of {wanted} samples could be read")
-    if not blocks:
+    if wanted - count > allowed:
+        raise AudioError(f"{path}: cut short, {count} of {wanted} samples could be read")
+    if not count:
         raise AudioError(f"{path}: has no samples")
     if channels > 1:
         warnings.warn(f"{path}: {channels} channels, mixed down to one", AudioWarning, stacklevel=2)
-    return resample(torch.from_numpy(np.concatenate(blocks)), rate, sample_rate)
+    samples.resize(count, refcheck=False)
+    return resample(torch.from_numpy(samples), rate, sample_rate)
 
 
 def write_audio(path: str | os.PathLike, waveform: Tensor, sample_rate: int = 16000) -> None:
@@ -137,14 +142,19 @@ def write_audio(path: str | os.PathLike, waveform: Tensor, sample_rate: int = 16
     Samples outside -1 … 1 are clipped.
 
     Raises:
-        AudioError: the suffix names no format that we write, or the waveform is not mono or not finite.
+        AudioError: the suffix names no format that we write, or the waveform is not mono, not floating point or not
+            finite.
     """
     check_suffix(path)
     if waveform.ndim != 1:
         raise AudioError(f"{path}: a waveform to write must have shape (samples,), got {tuple(waveform.shape)}")
+    if not waveform.is_floating_point():
+        raise AudioError(
+            f"{path}: a waveform to write must be floating point in -1 … 1, got {waveform.dtype}; divide integers first"
+        )
+    if not torch.isfinite(waveform).all():
+        raise AudioError(f"{path}: the waveform to write has samples that are NaN or infinite")
     samples = waveform.detach().float().clamp(-1, 1).cpu().numpy()
-    if not np.isfinite(samples).all():
-        raise AudioError(f"{path}: the waveform to write has NaN samples")
     container, encoding = _WRITERS[Path(path).suffix.lower()]
     try:
         with (
@@ -293,7 +303,8 @@ def find_audio(folder: str | os.PathLike) -> list[Path]:
 def _open(path: str | os.PathLike) -> Iterator[soundfile.SoundFile]:
     try:
         if not Path(path).is_file():
-            raise AudioError(f"{path}: {'is a folder, not a file' if Path(path).is_dir() else 'no such file'}")
+            kind = "folder" if Path(path).is_dir() else "pipe or a device"
+            raise AudioError(f"{path}: {f'is a {kind}, not a file' if Path(path).exists() else 'no such file'}")
         file = soundfile.SoundFile(_name(path))
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{path}: not readable as audio, {_reason(error)}") from error

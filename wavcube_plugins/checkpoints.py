@@ -34,6 +34,8 @@ ASSETS = Path(__file__).parent / "assets"
 
 # Hub name and folder of the published models.
 PUBLISHED = {"wavcube": ("yhaha/WavCube", "WavCube"), "wavcube_pro": ("yhaha/WavCube", "WavCube-Pro")}
+# What `load_model` knows by name.
+NAMES = ("nano", "tiny", *PUBLISHED)
 LIGHTNING_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
 
@@ -51,12 +53,13 @@ def load_model(
     revision: str | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> WavCube:
-    """Load a model, ready for inference.
+    """Load a model. Its weights can be trained; use it under `torch.inference_mode()` where they are not.
 
     Args:
         source: `nano` (comes with the package) or `tiny` (random, for tests); `wavcube` or `wavcube_pro` (published on
             the Hugging Face hub); a hub name `owner/name` or `owner/name/folder`; a native folder, a `.safetensors`
-            file with its `config.json` beside it, or a public Lightning `.ckpt` of stage 1 or 2.
+            file with its `config.json` beside it, or a public Lightning `.ckpt` of stage 1 or 2. A folder that has one
+            of the four names needs a path, as text `./nano`, or as a `Path`.
         config: Sizes or a preset's name, for a Lightning file whose sizes no preset has (heads and windows are not
             written in its tensors).
         device: Where to put the model; None leaves it on the CPU.
@@ -71,14 +74,15 @@ def load_model(
     Raises:
         CheckpointError: nothing loadable by that name; the message says what was expected and what was found.
     """
-    source = os.fspath(source)
-    if source in ("nano", "tiny") and not Path(source).exists():
-        folder = ASSETS / source
-        model = _load_folder(folder) if folder.is_dir() else _untrained(source)
+    name, path = os.fspath(source), Path(source).expanduser()
+    # As text a known name is that, whatever lies in the current folder.
+    local = path.exists() and not (isinstance(source, str) and name in NAMES)
+    if name in ("nano", "tiny") and not local:
+        folder = ASSETS / name
+        model = _load_folder(folder) if folder.is_dir() else _untrained(name)
     else:
-        path = Path(source).expanduser()
-        if not path.exists():
-            path = _from_hub(source, local_files_only=local_files_only, revision=revision, cache_dir=cache_dir)
+        if not local:
+            path = _from_hub(name, local_files_only=local_files_only, revision=revision, cache_dir=cache_dir)
         model = _load_path(path, WavCubeConfig.preset(config) if isinstance(config, str) else config)
     return model.to(device=device, dtype=dtype or torch.float32).eval()
 
@@ -345,7 +349,8 @@ def _config_beside(path: Path) -> WavCubeConfig | None:
         return None
     try:
         description = json.loads(path.read_text())
-        return WavCubeConfig.from_dict(description.get("config", description))
+        sizes = description.get("config", description) if isinstance(description, dict) else description
+        return WavCubeConfig.from_dict(sizes)
     except ValueError as error:
         raise CheckpointError(f"{path}: not a WavCube configuration, {error}") from error
 
@@ -685,7 +690,7 @@ def _from_hub(
             or source.startswith((".", "/"))
             or Path(source).suffix in (*LIGHTNING_SUFFIXES, ".safetensors")
         ):
-            known = ", ".join(["nano", "tiny", *PUBLISHED])
+            known = ", ".join(NAMES)
             raise CheckpointError(
                 f"{source}: no such file or folder; known names are {known}, or a hub name owner/name"
             )

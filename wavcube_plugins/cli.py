@@ -332,7 +332,7 @@ def _add_model(command: argparse.ArgumentParser, *, window: bool = False) -> Non
         "--model",
         default=DEFAULT_MODEL,
         help="nano (comes with this package), wavcube or wavcube_pro (from the Hugging Face hub), a hub name, a "
-        "folder, or a .safetensors or .ckpt file (default: %(default)s)",
+        "folder (./nano if it is called so), or a .safetensors or .ckpt file (default: %(default)s)",
     )
     group.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:N or mps")
     group.add_argument("--dtype", choices=_DTYPES, default="float32", help="to compute in (default: %(default)s)")
@@ -341,8 +341,8 @@ def _add_model(command: argparse.ArgumentParser, *, window: bool = False) -> Non
             "--window",
             type=_positive,
             metavar="SECONDS",
-            help="work in overlapping windows, for recordings of hours: memory stays constant, the result differs a "
-            "little from the exact one (60 is a good value)",
+            help="work in overlapping windows, for recordings of hours: the waveform itself is held, memory besides "
+            "stays constant, and the result differs a little from the exact one (60 is a good value)",
         )
 
 
@@ -499,7 +499,7 @@ def _run_convert(arguments: argparse.Namespace) -> int:
     _note(f"reading {source} ({_megabytes(size)})")
     convert(source, destination, dtype=getattr(torch, arguments.dtype) if arguments.dtype else None)
     kept = sum(path.stat().st_size for path in destination.glob("*.safetensors"))
-    _say(f"{destination}: {_megabytes(kept)} of {_megabytes(size)} kept; use it with --model {destination}")
+    _say(f"{destination}: {_megabytes(kept)} of {_megabytes(size)} kept; use it with --model {_model_at(destination)}")
     return OK
 
 
@@ -580,7 +580,7 @@ def _run_export(arguments: argparse.Namespace) -> int:
     )
     size = sum(path.stat().st_size for path in output.glob("*.safetensors"))
     stage, step = model.metadata["stage"], model.metadata["global_step"]
-    _say(f"{output}: stage {stage}, step {step}, {_megabytes(size)}; use it with --model {output}")
+    _say(f"{output}: stage {stage}, step {step}, {_megabytes(size)}; use it with --model {_model_at(output)}")
     if not arguments.license or not arguments.data:
         _note(f"{output / CARD_NAME} states no licence or no training data; add them with --license and --data")
     return OK
@@ -632,7 +632,7 @@ def _run_info(arguments: argparse.Namespace) -> int:
 def _run_compare(arguments: argparse.Namespace) -> int:
     paths = arguments.reference, arguments.estimate
     for path in paths:
-        if not path.is_file():
+        if path.is_dir() or not path.exists():
             raise InputError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
     picture = arguments.picture or paths[1].with_name(f"{paths[1].stem}.comparison.png")
     for path in paths:
@@ -644,22 +644,23 @@ def _run_compare(arguments: argparse.Namespace) -> int:
 
     reference, estimate = (read_audio(path, _COMPARED_RATE) for path in paths)
     comparison = compare(reference, estimate, _COMPARED_RATE)
-    names = paths[0].name, paths[1].name
-    save_comparison(picture, reference, estimate, _COMPARED_RATE, names=names, comparison=comparison)
+    # The scores come before the picture: whatever keeps it from being drawn, they have been worked out.
     if arguments.json:
         _say(json.dumps({**comparison.to_dict(), "picture": str(picture)}, indent=2))
-        return OK
-    for note in comparison.notes:
-        _note(note)
-    rows = {
-        "STOI": f"{comparison.stoi:.3f}",
-        "PESQ-WB": f"{comparison.pesq:.2f}",
-        "SI-SDR": f"{comparison.si_sdr:.2f} dB",
-        "mel distance": f"{comparison.mel_distance:.3f}",
-        "compared": f"{comparison.seconds:.2f} s",
-        "picture": str(picture),
-    }
-    _say_table(rows)
+    else:
+        for note in comparison.notes:
+            _note(note)
+        rows = {
+            "STOI": f"{comparison.stoi:.3f}",
+            "PESQ-WB": f"{comparison.pesq:.2f}",
+            "SI-SDR": f"{comparison.si_sdr:.2f} dB",
+            "mel distance": f"{comparison.mel_distance:.3f}",
+            "compared": f"{comparison.seconds:.2f} s",
+            "picture": str(picture),
+        }
+        _say_table(rows)
+    names = paths[0].name, paths[1].name
+    save_comparison(picture, reference, estimate, _COMPARED_RATE, names=names, comparison=comparison)
     return OK
 
 
@@ -761,7 +762,19 @@ def _load(arguments: argparse.Namespace, *, local_rank: int = 0):
     from wavcube_plugins import load_model
 
     device = _choose_device(arguments.device, local_rank)
-    return load_model(arguments.model, device=device, dtype=getattr(torch, arguments.dtype))
+    model = load_model(arguments.model, device=device, dtype=getattr(torch, arguments.dtype))
+    if getattr(arguments, "window", None) is not None:
+        from wavcube_plugins.models.windowed import window_frames
+
+        window_frames(model, arguments.window)  # refuses what would fail for every file
+    return model
+
+
+def _model_at(folder: Path) -> str:
+    """What to call the model of a folder: one that is named like a known model needs a path."""
+    from wavcube_plugins.checkpoints import NAMES
+
+    return os.path.join(".", folder) if str(folder) in NAMES else str(folder)
 
 
 def _choose_device(name: str, local_rank: int) -> str:
@@ -865,11 +878,14 @@ def _watch_layers(model, seconds: float, *parts) -> Iterator[None]:
 
 def _read_latent(path: Path, latent_dim: int):
     """Read a latent (L, D) from a .npy file as float32."""
+    from tokenize import TokenError
+    from zipfile import BadZipFile
+
     import numpy as np
 
     try:
         values = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, BadZipFile, SyntaxError, TokenError) as error:
         raise InputError(f"{path}: not a readable .npy file") from error
     if not isinstance(values, np.ndarray):
         raise InputError(f"{path}: an .npz archive; expected a .npy file with one latent")

@@ -38,6 +38,7 @@ from tqdm import tqdm
 from wavcube_plugins.audio import AudioError, pad_batch
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.manifests import Utterance
+from wavcube_plugins.models.windowed import window_frames
 
 # From this many ids without folders of their own on, the latents are spread over 256 folders.
 MANY = 10_000
@@ -109,9 +110,12 @@ def extract(
 
     Raises:
         ExtractionError: the folder holds latents of another model, of other options, or of other audio by the same ids.
+        ValueError: `window_seconds` is too short.
         OSError: the folder cannot be written.
     """
     begin = time.monotonic()
+    if window_seconds is not None:
+        window_frames(model, window_seconds)  # refuses what would fail for every utterance
     store = LatentFolder(folder, rank=rank, world_size=world_size)
     store.claim(_settings(model, window_seconds), model_name)
     share = list(utterances)[rank::world_size]
@@ -182,45 +186,54 @@ class LatentFolder:
         self._ended_path = self.parts / f"ended.{name}.txt"
         self._rank, self._world_size = rank, world_size
         self._done_file = self._failed_file = None
+        self._settings, self._model_name, self._noted = {}, "", False
 
     def claim(self, settings: dict, model_name: str) -> None:
-        """Prepare the folder for a run with these settings.
+        """Prepare the folder for a run with these settings; those of a run that noted no latent are replaced.
 
         Raises:
             ExtractionError: it holds latents made with others.
         """
         self.parts.mkdir(parents=True, exist_ok=True)
+        self._settings, self._model_name = settings, model_name
         path = self.folder / "settings.json"
-        if not path.exists():
-            if (self.folder / "index.jsonl").exists():
-                raise ExtractionError(
-                    f"{self.folder}: holds an index.jsonl and no settings.json, so what made it is unknown; "
-                    "choose another output folder"
-                )
+        if not path.exists() and (self.folder / "index.jsonl").exists():
+            raise ExtractionError(
+                f"{self.folder}: holds an index.jsonl and no settings.json, so what made it is unknown; "
+                "choose another output folder"
+            )
+        if not path.exists() or (self._difference() and not self.records()):
             with atomic_path(path) as temporary:
                 temporary.write_text(json.dumps({**settings, "model": model_name}, indent=2) + "\n")
-        try:
-            found = json.loads(path.read_text())
-            there = {name: found[name] for name in settings}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ExtractionError(f"{path}: broken; choose another output folder") from error
-        for name, value in settings.items():
-            if there[name] != value:
-                ours, theirs = (
-                    (f"{model_name!r} ({value})", f"{found.get('model')!r} ({there[name]})")
-                    if name == "weights"
-                    else (value, there[name])
-                )
-                raise ExtractionError(
-                    f"{self.folder}: holds latents made with {name.replace('_', ' ')} {theirs}, this run has {ours}; "
-                    "choose another output folder"
-                )
+        self._check_settings()
         # Failures are tried again, so those of earlier runs no longer count. Every process clears its own.
         self._failed_path.unlink(missing_ok=True)
         if self._rank == 0:
             for other in self.parts.glob("failed.*.jsonl"):
                 if not other.name.endswith(f"-of-{self._world_size}.jsonl"):
                     other.unlink(missing_ok=True)
+
+    def _difference(self) -> str:
+        """Return in words how the folder's settings differ from this run's, nothing if they do not."""
+        path = self.folder / "settings.json"
+        try:
+            found = json.loads(path.read_text())
+            there = {name: found[name] for name in self._settings}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ExtractionError(f"{path}: broken; choose another output folder") from error
+        for name, value in self._settings.items():
+            if there[name] != value:
+                ours, theirs = (
+                    (f"{self._model_name!r} ({value})", f"{found.get('model')!r} ({there[name]})")
+                    if name == "weights"
+                    else (value, there[name])
+                )
+                return f"{name.replace('_', ' ')} {theirs}, this run has {ours}"
+        return ""
+
+    def _check_settings(self) -> None:
+        if difference := self._difference():
+            raise ExtractionError(f"{self.folder}: holds latents made with {difference}; choose another output folder")
 
     def __enter__(self) -> LatentFolder:
         self._done_file, self._failed_file = _open_for_lines(self._done_path), _open_for_lines(self._failed_path)
@@ -267,6 +280,10 @@ class LatentFolder:
         if utterance.start or utterance.duration is not None:
             record |= {"start": utterance.start, "duration": utterance.duration}
         _write_line(self._done_file, record)
+        if not self._noted:
+            # From here on no other run replaces the settings; one with others may have done it a moment ago.
+            self._check_settings()
+            self._noted = True
         return record["path"], buffer.getvalue()
 
     def write(self, path: str, content: bytes) -> None:

@@ -1,6 +1,7 @@
 """Writing files so that a killed process never leaves half of one behind."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +11,12 @@ from pathlib import Path
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path` that replaces it when the block ends without an error.
 
-    The temporary name keeps the suffix, since writers choose their format by it, and carries the process id, since
-    several processes may write into one folder. Missing parent folders are made.
+    The temporary name keeps the suffix, since writers choose their format by it, and has a random part, since threads,
+    processes and machines may write the same file at once. Missing parent folders are made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.tmp{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -101,15 +102,8 @@ def read_manifest(
         ManifestError: no such file, nothing in it, a line that cannot be used, or one id for two utterances.
     """
     source = Path(source)
-    if source.is_dir():
-        utterances = [
-            Utterance(_clean_id(path.relative_to(source).with_suffix("").as_posix(), str(path)), os.path.abspath(path))
-            for path in find_audio(source)
-        ]
-        if not utterances:
-            raise ManifestError(f"{source}: no audio files in this folder (looked for {', '.join(AUDIO_SUFFIXES)})")
-    elif source.suffix.lower() in AUDIO_SUFFIXES and kind is None:
-        utterances = [Utterance(_clean_id(source.stem, str(source)), os.path.abspath(source))]
+    if source.is_dir() or (source.suffix.lower() in AUDIO_SUFFIXES and kind is None):
+        utterances = list(_Files(source))
     else:
         utterances = list(_parse_manifest(source, kind, None if root is None else Path(root)))
         if not utterances:
@@ -130,8 +124,8 @@ class Manifest(Sequence[Utterance]):
     """The utterances of a folder or of manifests, read one by one when they are asked for.
 
     A manifest stays on disk: only the beginnings of its lines are held, eight bytes each, so that ten million
-    LibriHeavy cuts cost 80 MB and not gigabytes. Ids are not compared, and a line that cannot be used shows when it is
-    asked for.
+    LibriHeavy cuts cost 80 MB and not gigabytes. Ids are not compared, and a line or a file's name that cannot be used
+    shows when it is asked for.
 
     Args:
         sources: Folders, audio files or manifests of the formats of `read_manifest`, one after the other.
@@ -156,12 +150,30 @@ class Manifest(Sequence[Utterance]):
 
         Raises:
             IndexError: there are not so many.
-            ManifestError: its line cannot be used; the message names the file and the line.
+            ManifestError: its line or its file's name cannot be used; the message names it.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"utterance {index} of {len(self)}")
         part = bisect.bisect_right(self._ends, index)
         return self._parts[part][index - (self._ends[part - 1] if part else 0)]
+
+
+class _Files(Sequence[Utterance]):
+    """The audio files of a folder, or one audio file."""
+
+    def __init__(self, source: Path):
+        self.folder = source if source.is_dir() else source.parent
+        self._paths = find_audio(source) if source.is_dir() else [source]
+        if not self._paths:
+            raise ManifestError(f"{source}: no audio files in this folder (looked for {', '.join(AUDIO_SUFFIXES)})")
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Utterance:
+        path = self._paths[index]
+        name = path.relative_to(self.folder).with_suffix("").as_posix()
+        return Utterance(_clean_id(name, str(path)), os.path.abspath(path))
 
 
 class _Lines(Sequence[Utterance]):
@@ -291,23 +303,27 @@ def write_manifest(
 def _entries(
     source: Path, kind: str | None, root: Path | None
 ) -> tuple[Iterable[Utterance | ManifestError], int | None]:
-    """Return the utterances of a source, an error in the place of each line that is none, and how many there are."""
+    """Return the utterances of a source, an error in the place of each line or file that is none, and their number."""
     if source.is_dir() or (source.suffix.lower() in AUDIO_SUFFIXES and kind is None and source.is_file()):
-        utterances = read_manifest(source)
-        return utterances, len(utterances)
+        files = _Files(source)
+        return map(_or_error, (partial(files.__getitem__, index) for index in range(len(files)))), len(files)
     total = None
     if source.suffix != ".gz" and source.is_file():
         with open(source, "rb") as file:
             total = sum(1 for line in file if line.strip())
 
-    def parse() -> Iterator[Utterance | ManifestError]:
-        for number, line, form in _numbered_lines(source, kind):
-            try:
-                yield _parse_line(line, form, f"{source}, line {number}", source.parent, root)
-            except ManifestError as error:
-                yield error
+    parses = (
+        partial(_parse_line, line, form, f"{source}, line {number}", source.parent, root)
+        for number, line, form in _numbered_lines(source, kind)
+    )
+    return map(_or_error, parses), total
 
-    return parse(), total
+
+def _or_error(read: Callable[[], Utterance]) -> Utterance | ManifestError:
+    try:
+        return read()
+    except ManifestError as error:
+        return error
 
 
 def _with_headers(
@@ -366,7 +382,7 @@ def _to_json(line: dict) -> str:
 
 def _part(source: Path, root: Path | None) -> Sequence[Utterance]:
     if source.is_dir() or (source.suffix.lower() in AUDIO_SUFFIXES and source.is_file()):
-        return read_manifest(source)
+        return _Files(source)
     return _Lines(source, root)
 
 
@@ -443,6 +459,7 @@ def _parse_json(line: str, where: str, folder: Path, root: Path | None) -> Utter
         raise ManifestError(f"{where}: not JSON, {error}") from error
     if not isinstance(entry, dict):
         raise ManifestError(f"{where}: expected a JSON object, found {line[:40]}")
+    entry = {key: value for key, value in entry.items() if value is not None}  # null is as good as nothing
     audio = next((entry[key] for key in AUDIO_KEYS if key in entry), None)
     if audio is None:
         try:

@@ -89,6 +89,9 @@ def make_mini(
 ) -> None:
     """Make a set, or what is missing of it: FOLDER/train.jsonl, FOLDER/train/<id>.wav and so on for valid and test.
 
+    A split that is there grows to the number that is asked for. One that is larger is cut: its .jsonl lists that many,
+    and the audio of the others stays.
+
     Args:
         folder: Where it goes.
         task: One of `TASKS`.
@@ -115,18 +118,20 @@ def make_mini(
         raise ValueError(f"a set needs at least two speakers, got {speakers}")
     settings = {"task": task, "speakers": speakers, "seed": seed}
     _claim(folder, settings)
-    todo = {split: count for split, count in sizes.items() if _missing(folder, split, count)}
+    made = {split: read_mini(folder, split) if (folder / f"{split}.jsonl").is_file() else [] for split in sizes}
+    todo = {split: count for split, count in sizes.items() if len(made[split]) != count}
     if not todo:
         return
+    total = sum(max(0, count - len(made[split])) for split, count in todo.items())
     with (
         Synthesiser(sample_rate=SAMPLE_RATE) as synthesiser,
-        tqdm(total=sum(todo.values()), desc=f"mini {task}", unit="utt", disable=not progress) as bar,
+        tqdm(total=total, desc=f"mini {task}", unit="utt", disable=not progress) as bar,
     ):
         studio = _Studio(synthesiser, task, speakers, seed)
         for split, count in todo.items():
             (folder / split).mkdir(parents=True, exist_ok=True)
-            records = []
-            for index in range(count):
+            records = made[split][:count]
+            for index in range(len(records), count):
                 records.append(studio.record(folder, split, index))
                 bar.update()
             with atomic_path(folder / f"{split}.jsonl") as path:
@@ -155,13 +160,6 @@ def _claim(folder: Path, settings: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(settings) + "\n", encoding="utf-8")
-
-
-def _missing(folder: Path, split: str, count: int) -> bool:
-    try:
-        return len(read_mini(folder, split)) != count
-    except FileNotFoundError:
-        return True
 
 
 def _generator(*parts: object) -> random.Random:

@@ -93,9 +93,6 @@ _WORD_EVENT, _PHONEME_EVENT = 1, 7
 _LONGEST_DATA_PATH = 120
 
 
-_MISSING = "speech synthesis needs espeak-ng's library: pip install 'wavcube-plugins[synthesis]'"
-
-
 class SynthesisError(RuntimeError):
     """The library failed, or said a phone that the phone set has no name for."""
 

@@ -106,6 +106,7 @@ def run(out: Path, model_name: str, *, steps: int | None = None, quick: bool = F
     """
     started = time.monotonic()
     # Before anything slow: what is missing is said at once.
+    from wavcube_plugins.checkpoints import NAMES
     from wavcube_plugins.demo import superb
     from wavcube_plugins.demo.report import Findings, write_report
     from wavcube_plugins.demo.speech import bundled_speech, split
@@ -132,7 +133,8 @@ def run(out: Path, model_name: str, *, steps: int | None = None, quick: bool = F
     print("\n[2/3] two SUPERB tasks through s3prl's run_downstream.py (logs in the folder tasks)")
     workspace = out / "tasks"
     superb.prepare(workspace, parts, tasks)
-    checkpoint = str(Path(model_name).resolve()) if Path(model_name).exists() else model_name
+    local = model_name not in NAMES and Path(model_name).exists()
+    checkpoint = str(Path(model_name).resolve()) if local else model_name
     runs = superb.plan(workspace, tasks, checkpoint)
     superb.execute(runs, workspace, _Progress(runs))
     _print_scores(runs)

@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,6 +26,8 @@ _PESQ_RATE = 16000
 _PESQ_SECONDS = 20.0
 _PESQ_SHORTEST = 0.25
 _STOI_RATE = 10000
+# pystoi holds 2 MB per second.
+_STOI_SECONDS = 600.0
 
 Waveform = Tensor | np.ndarray
 
@@ -90,6 +93,9 @@ def compare(reference: Waveform, estimate: Waveform, sample_rate: int) -> Compar
 def stoi(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     """Short-time objective intelligibility (Taal et al. 2011), 0 … 1 for speech, by pystoi.
 
+    What is longer than 600 s is measured in equal parts of at most that, and the mean over those with speech is
+    returned.
+
     Raises:
         MetricError: less than about 0.4 s of the reference is speech.
         ImportError: pystoi is missing.
@@ -99,13 +105,20 @@ def stoi(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     if not reference.any():
         raise MetricError("STOI: the reference is silent")
     # pystoi resamples with scipy, whose rational factors grow huge for odd rates; it gets its own rate here.
-    signals = [_resampled(signal, sample_rate, _STOI_RATE) for signal in (reference, estimate)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
-        try:
-            return float(package.stoi(*signals, _STOI_RATE))
-        except (RuntimeWarning, ValueError, IndexError) as error:
-            raise MetricError("STOI: needs at least 0.4 s of speech in the reference") from error
+    reference, estimate = (_resampled(signal, sample_rate, _STOI_RATE) for signal in (reference, estimate))
+    scores = []
+    for part, degraded in _parts(reference, estimate, _STOI_SECONDS * _STOI_RATE):
+        if not part.any():
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            try:
+                scores.append(package.stoi(part, degraded, _STOI_RATE))
+            except (RuntimeWarning, ValueError, IndexError):
+                continue
+    if not scores:
+        raise MetricError("STOI: needs at least 0.4 s of speech in the reference")
+    return float(np.mean(scores))
 
 
 def pesq(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
@@ -123,9 +136,8 @@ def pesq(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     if len(reference) < _PESQ_SHORTEST * sample_rate:
         raise MetricError(f"PESQ: needs at least {_PESQ_SHORTEST} s, got {len(reference) / sample_rate:.3f} s")
     reference, estimate = (_resampled(signal, sample_rate, _PESQ_RATE) for signal in (reference, estimate))
-    parts = math.ceil(len(reference) / (_PESQ_SECONDS * _PESQ_RATE))
     scores = []
-    for part, degraded in zip(np.array_split(reference, parts), np.array_split(estimate, parts), strict=True):
+    for part, degraded in _parts(reference, estimate, _PESQ_SECONDS * _PESQ_RATE):
         if not part.any() or not degraded.any():
             continue
         try:
@@ -195,6 +207,12 @@ def _pair(reference: Waveform, estimate: Waveform, sample_rate: int) -> tuple[np
         signals.append(signal.astype(np.float64))
     length = min(len(signal) for signal in signals)
     return signals[0][:length], signals[1][:length]
+
+
+def _parts(reference: np.ndarray, estimate: np.ndarray, longest: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Return equal parts of at most so many samples of both, pair by pair."""
+    count = math.ceil(len(reference) / longest)
+    return zip(np.array_split(reference, count), np.array_split(estimate, count), strict=True)
 
 
 def _resampled(signal: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:

@@ -105,7 +105,9 @@ def comparison_figure(
         wave.set_ylim(-1.1 * peak, 1.1 * peak)
         wave.set_xlim(0, seconds)
         wave.tick_params(labelbottom=False)
-        wave.set_title(name, loc="left", weight="bold", color=_COLOURS[row], fontsize=10, pad=2)
+        wave.set_title(
+            _plain(name), loc="left", weight="bold", color=_COLOURS[row], fontsize=10, pad=2, parse_math=False
+        )
         axes = figure.add_subplot(grid[2 * row + 1, 0], sharex=first)
         half = MEL_HOP / sample_rate / 2
         image = axes.imshow(
@@ -123,7 +125,7 @@ def comparison_figure(
     bar.set_label("dB", color=_INK)
     bar.ax.tick_params(colors=_INK, labelsize=8)
     if title is not None:
-        figure.text(0.075, 0.962, title, fontsize=12, weight="bold", color=_INK)
+        figure.text(0.075, 0.962, _plain(title), fontsize=12, weight="bold", color=_INK, parse_math=False)
     if comparison is not None:
         figure.text(0.075, 0.961 - 0.046 * (lines - 1), describe(comparison), fontsize=9.5, color=_INK)
     return figure
@@ -192,6 +194,11 @@ def _draw_waveform(axes, samples: np.ndarray, sample_rate: int, colour: str) -> 
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.spines["left"].set_color(_FAINT)
     axes.tick_params(bottom=False, colors=_INK, labelsize=8)
+
+
+def _plain(text: str) -> str:
+    # The names of files need not be UTF-8, and matplotlib's fonts take nothing else.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _mel_position(frequency: float, sample_rate: int) -> float:

@@ -66,6 +66,8 @@ def load_backbone(
             * a `.pt`, `.pth`, `.bin` or `.safetensors` file with torchaudio's or Hugging Face's names, a folder as
               Hugging Face has it, or the authors' own file (`WavLM-Large.pt`);
             * a WavCube: a native folder (its WavLM is taken), or a public Lightning file (its teacher is taken).
+
+            A folder or file that is called like one of the names needs a path, as text `./nano`, or as a `Path`.
         config: Sizes, for a file whose sizes are those of no known encoder.
         local_files_only: Never download. `HF_HUB_OFFLINE` does the same.
 
@@ -75,21 +77,19 @@ def load_backbone(
     Raises:
         CheckpointError: nothing loadable by that name; the message says what was expected and what was found.
     """
-    source = os.fspath(source)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _load_folder(path, config)
-    if path.is_file():
-        return _load_file(path, config)
-    if source == "nano":
+    name, path = os.fspath(source), Path(source).expanduser()
+    known = ("nano", *FILES)
+    # As text a known name is that, whatever lies in the current folder.
+    if path.exists() and not (isinstance(source, str) and name in known):
+        return _load_folder(path, config) if path.is_dir() else _load_file(path, config)
+    if name == "nano":
         folder = ASSETS / "nano" / "teacher"
         if not (folder / CONFIG_NAME).is_file():
             raise CheckpointError(f"nano: its teacher is missing from {folder}; reinstall wavcube_plugins")
         return _load_folder(folder, config)
-    if source not in FILES:
-        known = ", ".join(["nano", *FILES])
-        raise CheckpointError(f"{source}: no such file or folder; the known backbones are {known}")
-    return _load_file(_published(source, local_files_only=local_files_only), BACKBONES[source])
+    if name not in FILES:
+        raise CheckpointError(f"{name}: no such file or folder; the known backbones are {', '.join(known)}")
+    return _load_file(_published(name, local_files_only=local_files_only), BACKBONES[name])
 
 
 def save_backbone(

@@ -113,13 +113,15 @@ class WavCube(nn.Module):
     def encode(
         self, waveforms: Tensor, lengths: Tensor | None = None, *, window_seconds: float | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Turn waveforms into the latent.
+        """Turn waveforms into the latent, with gradients unless under `torch.inference_mode()` or `torch.no_grad()`.
+
+        What autograd holds for gradients grows with the square of the length, and fast kernels are left out for it.
 
         Args:
             waveforms: (B, T) at `sample_rate`, in -1 … 1 (the level does not matter, it is normalised away).
             lengths: (B,) valid samples.
-            window_seconds: Encode in overlapping windows of this length, for audio of hours: memory and time per
-                second stay constant, and the result differs a little from the exact one.
+            window_seconds: Encode in overlapping windows of this length, for audio of hours: memory besides the
+                waveform's own and time per second stay constant, and the result differs a little from the exact one.
 
         Returns:
             The latent (B, L, latent_dim), zero beyond the lengths, and its lengths (B,) in frames: of T samples
@@ -138,7 +140,7 @@ class WavCube(nn.Module):
     def decode(
         self, latent: Tensor, lengths: Tensor | None = None, *, window_seconds: float | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Turn the latent into waveforms.
+        """Turn the latent into waveforms, with gradients unless under `torch.inference_mode()`, as `encode`.
 
         Args:
             latent: (B, L, latent_dim).

@@ -22,7 +22,7 @@ def window_starts(frames: int, window: int, overlap: int) -> list[int]:
 
 def encode_windowed(model, waveforms: Tensor, lengths: Tensor, window_seconds: float) -> tuple[Tensor, Tensor]:
     """Encode normalised waveforms (B, T) with lengths (B,) window by window; returns as `WavCube.encode`."""
-    window, overlap = _window_frames(model, window_seconds)
+    window, overlap = window_frames(model, window_seconds)
     hop, stride = model.hop_length, model.config.bottleneck.frame_stride
     feature_hop, field = model.config.wavlm.hop_length, model.config.wavlm.receptive_field
     frame_lengths = model.frame_lengths(lengths)
@@ -41,7 +41,7 @@ def encode_windowed(model, waveforms: Tensor, lengths: Tensor, window_seconds: f
 
 def decode_windowed(model, latent: Tensor, lengths: Tensor, window_seconds: float) -> tuple[Tensor, Tensor]:
     """Decode the latent (B, L, D) with lengths (B,) window by window; returns as `WavCube.decode`."""
-    window, overlap = _window_frames(model, window_seconds)
+    window, overlap = window_frames(model, window_seconds)
     hop = model.hop_length
     waveforms = torch.zeros(len(latent), latent.shape[1] * hop, device=latent.device)
     for item, frames in enumerate(lengths.tolist()):
@@ -61,7 +61,12 @@ def decode_windowed(model, latent: Tensor, lengths: Tensor, window_seconds: floa
     return waveforms, lengths * hop
 
 
-def _window_frames(model, window_seconds: float) -> tuple[int, int]:
+def window_frames(model, window_seconds: float) -> tuple[int, int]:
+    """Return the latent frames of a window, and of its overlap with the next one.
+
+    Raises:
+        ValueError: the window is too short.
+    """
     window = int(window_seconds * model.frame_rate)
     overlap = int(window * OVERLAP)
     if overlap < 8:

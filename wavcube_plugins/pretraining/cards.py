@@ -30,6 +30,7 @@ _STAGES = {
 # Settings of a run that a reader wants to know, and what they are called.
 _SETTINGS = {
     "batch_size": "crops per step and process",
+    "processes": "processes",
     "crop_seconds": "seconds per crop",
     "total_steps": "steps of the schedule",
     "lr": "highest learning rate",
@@ -86,9 +87,8 @@ def publish(
             f"From the run's own validation at step {found:,}: the losses over its validation set, the other scores "
             "over the few utterances that it reports. They compare with other runs on the same data alone."
         )
-    card = write_card(
-        model, Path(destination).resolve().name, runs.read_run(run)["settings"], license, data, rows, caption, notes
-    )
+    name = Path(destination).resolve().name
+    card = write_card(model, name, runs.read_run(run), license, data, rows, caption, notes)
     try:
         with atomic_path(Path(destination) / CARD_NAME) as temporary:
             temporary.write_text(card, encoding="utf-8")
@@ -137,7 +137,7 @@ def last_validation(run: str | os.PathLike, step: int | None) -> tuple[int, list
 def write_card(
     model: WavCube,
     name: str,
-    settings: Mapping[str, object],
+    run: Mapping[str, object],
     license: str | None,
     data: str | None,
     rows: list[dict[str, float | str]],
@@ -149,7 +149,7 @@ def write_card(
     Args:
         model: With what its metadata say of its training.
         name: Of the folder.
-        settings: Of the run.
+        run: Its description, as `runs.read_run` gives it.
         license: Of the weights, None if nobody said.
         data: What it was trained on, None if nobody said.
         rows: Of the table of scores.
@@ -158,8 +158,9 @@ def write_card(
     """
     config, metadata = model.config, model.metadata
     stage = int(metadata.get("stage", 0))
+    settings = dict(run["settings"])
     if stage in STAGE_WEIGHTS and settings.get("adversarial_from") is None:
-        settings = {**settings, "adversarial_from": STAGE_WEIGHTS[stage].adversarial_from}
+        settings["adversarial_from"] = STAGE_WEIGHTS[stage].adversarial_from
     head = {"library_name": "wavcube_plugins", "tags": list(TAGS)}
     if license:
         head["license"] = license
@@ -182,10 +183,11 @@ def write_card(
         "steps": f"{int(metadata['global_step']):,}" if metadata.get("global_step", "").isdecimal() else "unknown",
         "started from": metadata.get("origin", "unknown"),
         "data": data or "not stated",
+        **_of_interest(settings),
         **{
-            label: f"{settings[key]:g}"
-            for key, label in _SETTINGS.items()
-            if isinstance(settings.get(key), (int, float))
+            f"until step {part['until']:,}": ", ".join(f"{label} {value}" for label, value in interesting.items())
+            for part in run.get("earlier", ())
+            if (interesting := _of_interest(part["settings"]))
         },
     }
     limits = [
@@ -229,11 +231,13 @@ wavcube extract corpus/ latents/ --model {name}
 ```
 
 ```python
+import torch
 from wavcube_plugins import load_model
 
 model = load_model("{name}")
-latent, frames = model.encode(waveforms, lengths)  # (B, T), (B,) samples -> (B, L, {model.latent_dim}), (B,) frames
-waveforms, lengths = model.decode(latent, frames)
+with torch.inference_mode():
+    latent, frames = model.encode(waveforms, lengths)  # (B, T), (B,) samples -> (B, L, {model.latent_dim}), (B,) frames
+    waveforms, lengths = model.decode(latent, frames)
 ```
 
 In s3prl: `python run_downstream.py -m train -u wavcube -k {name} -d example -n first_try`.
@@ -246,6 +250,14 @@ In s3prl: `python run_downstream.py -m train -u wavcube -k {name} -d example -n 
 
 {license_text}
 """
+
+
+def _of_interest(settings: Mapping[str, object]) -> dict[str, str]:
+    return {
+        label: value if isinstance(value, str) else f"{value:g}"
+        for key, label in _SETTINGS.items()
+        if isinstance(value := settings.get(key), (int, float, str)) and (key, value) != ("processes", 1)
+    }
 
 
 def _table(rows: list[dict[str, float | str]]) -> str:
