@@ -621,6 +621,19 @@ def test_a_crop_is_the_part_of_the_file_that_was_asked_for(tmp_path):
         crop(dataclasses.replace(whole, start=60.0), 0.0)
 
 
+def test_a_pause_is_not_amplified_to_the_level_of_speech(tmp_path):
+    noise = np.random.default_rng(0).normal(0, 1e-4, 16000)
+    soundfile.write(tmp_path / "pause.wav", noise, 16000, "FLOAT")
+    soundfile.write(tmp_path / "quiet.wav", 1000 * noise, 16000, "FLOAT")
+    soundfile.write(tmp_path / "nothing.wav", 0 * noise, 16000, "FLOAT")
+    pause, quiet, nothing = (
+        data.read_crop(Utterance(name, str(tmp_path / f"{name}.wav")), 1.0, 16000, position=0.0, peak_db=-1.0).numpy()
+        for name in ("pause", "quiet", "nothing")
+    )
+    np.testing.assert_allclose(pause, noise * 10**1.5, atol=1e-7)
+    assert abs(quiet).max() == pytest.approx(10 ** (-1 / 20)) and not nothing.any()
+
+
 @pytest.mark.parametrize(("rate", "suffix"), [(8000, "wav"), (44100, "flac"), (48000, "ogg"), (22254, "wav")])
 def test_any_rate_format_and_number_of_channels(tmp_path, rate, suffix):
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(2 * rate) / rate)
@@ -1136,12 +1149,20 @@ def test_a_metric_that_cannot_be_downloaded_says_so(syllables, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    path = Path(__file__).parents[1] / "benchmarks" / "pretraining.py"
-    spec = importlib.util.spec_from_file_location("pretraining_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def load_benchmark():
+    def load(name):
+        path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"{name}_benchmark", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def benchmark(load_benchmark):
+    return load_benchmark("pretraining")
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -1156,6 +1177,24 @@ def test_the_benchmark_compares_steps_that_do_the_same(benchmark, waveforms, sta
         assert expected.keys() <= found.keys()
         for name, value in expected.items():
             assert found[name].item() == pytest.approx(value.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["pretraining", "speed"])
+def test_benchmarks_measure_the_gpu_that_is_named(load_benchmark, monkeypatch, name):
+    chosen = []
+
+    class Measured(Exception):
+        pass
+
+    def get_device_name():
+        raise Measured
+
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(str(device)))
+    monkeypatch.setattr(torch.cuda, "get_device_name", get_device_name)
+    for device in ("cuda:1", "cuda"):
+        with pytest.raises(Measured):
+            load_benchmark(name).main(["--device", device, "--threads", str(torch.get_num_threads())])
+    assert chosen == ["cuda:1"]
 
 
 def test_the_benchmark_measures_in_processes_of_their_own(benchmark, capfd):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def material(tmp_path_factory):
 
 def words(stage, output, material, **settings):
     """The arguments of train.py."""
-    own = {"size": "tiny", "backbone": material / "encoder"} if stage == 1 else {}
+    own = {"size": "tiny", "backbone": material / "encoder"} if stage == 1 and "start" not in settings else {}
     settings = {"train": material / "speech", "output_folder": output, **own, **SMALL, **settings}
     pairs = [(f"--{name}", str(value)) for name, value in settings.items() if value is not ...]
     return [str(SCRIPTS / f"stage{stage}.yaml"), *(word for pair in pairs for word in pair)]
@@ -376,6 +377,60 @@ def test_data_that_vanish_stop_the_run_in_one_sentence(train, script, material, 
     assert line.endswith("; there is no checkpoint yet") and "Traceback" not in error
 
 
+def test_what_one_process_alone_lacks_is_said_by_it(train, script, material, tmp_path, monkeypatch, capsys):
+    def vanished(brain):
+        monkeypatch.setenv("LOCAL_RANK", "3")
+        monkeypatch.setattr("wavcube_plugins.speechbrain.recipes.command.get_rank", lambda: 3)
+        raise script.data.DataError("gone.wav: no such file")
+
+    monkeypatch.setattr(script.PretrainingBrain, "train", vanished)
+    train(1, tmp_path / "run", code=1)
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line == "train.py: error in process 3: gone.wav: no such file; there is no checkpoint yet"
+
+
+@pytest.mark.parametrize("part", ["training.ckpt", "model.ckpt", "discriminators.ckpt"])
+def test_a_damaged_checkpoint_is_one_sentence(train, alone, tmp_path, capsys, part):
+    shutil.copytree(alone, tmp_path / "run")
+    (runs.checkpoints(tmp_path / "run")[-1] / part).write_bytes(b"")
+    train(1, tmp_path / "run", code=1, total_steps=9)
+    error = capsys.readouterr().err
+    assert f"train.py: error: {tmp_path}/run/save: holds checkpoints that do not fit these settings and data" in error
+    assert "Traceback" not in error
+
+
+def test_metrics_of_the_main_process_wait_for_no_other(train, script, tmp_path, monkeypatch):
+    # What SpeechBrain loads for a metric would wait for all processes, of which one alone reports.
+    from speechbrain.utils import distributed
+
+    depths = []
+    reported = script.Report.validation
+
+    def validation(*arguments):
+        depths.append(distributed.MAIN_PROC_ONLY)
+        return reported(*arguments)
+
+    monkeypatch.setattr(script.Report, "validation", validation)
+    train(1, tmp_path / "run", total_steps=1, validate_every=1, adversarial_from="never", ckpt_interval_steps=0)
+    assert depths == [1] and distributed.MAIN_PROC_ONLY == 0
+
+
+# Settings that change on the way --------------------------------------------------------------------------------------
+
+
+def test_settings_that_change_on_the_way_stay_on_record(train, alone, tmp_path, capsys):
+    shutil.copytree(alone, tmp_path / "run")
+    train(1, tmp_path / "run", total_steps=9, lr=5e-5, log_every=1)
+    out = capsys.readouterr().out
+    assert "the run goes on with lr 5e-05 (0.0001 before), total_steps 9 (8 before)" in out
+    description = runs.read_run(tmp_path / "run")
+    assert description["settings"]["lr"] == 5e-5 and description["settings"]["log_every"] == 1
+    assert description["settings"]["processes"] == 1 and description["settings"]["utterances"] == 11
+    assert description["earlier"] == [{"until": 8, "settings": {"lr": 1e-4, "total_steps": 8}}]
+    train(1, tmp_path / "run", total_steps=9, lr=5e-5, log_every=2)  # the same again is no change
+    assert runs.read_run(tmp_path / "run")["earlier"] == description["earlier"]
+
+
 # Bad input ------------------------------------------------------------------------------------------------------------
 
 BAD = {
@@ -416,6 +471,12 @@ BAD = {
     "unknown precision": ({"precision": "fp8"}, "argument --precision: invalid choice: 'fp8'"),
     "half precision": ({"precision": "fp16"}, "--precision fp16 is not supported; use bf16"),
     "SpeechBrain's clipping": ({"max_grad_norm": 1}, "--max_grad_norm has no effect here; use --max_gradient_norm"),
+    "precision of validation": ({"eval_precision": "bf16"}, "--eval_precision has no effect here; validation has the"),
+    "bottleneck of a start": (
+        {"start": "empty", "bottleneck": "vae"},
+        "--bottleneck has no effect on what --start brings with it; leave out one of the two",
+    ),
+    "discriminators some time": ({"adversarial_from": "soon"}, "adversarial_from must be a whole number of at least 0"),
     "two intervals": ({"ckpt_interval_minutes": 1}, "give either --ckpt_interval_steps or --ckpt_interval_minutes"),
     "folder below a file": ({"output_folder": "empty.jsonl/run"}, "empty.jsonl/run: not a directory"),
     "output is a file": ({"output_folder": "empty.jsonl"}, "empty.jsonl: "),
@@ -478,6 +539,9 @@ def test_a_folder_belongs_to_one_run(train, alone, capsys):
         (2, {"start": alone}, f"{alone}: holds a run with stage 1, and not 2; choose another --output_folder"),
         (1, {"latent_dim": 8}, f"{alone}: holds a run with latent_dim None, and not 8; "),
         (1, {"size": "nano"}, f"{alone}: holds a run with size tiny, and not nano; "),
+        (1, {"seed": 7}, f"{alone}: holds a run with seed 0, and not 7; "),
+        (1, {"backbone": "wavlm_base"}, "/encoder, and not wavlm_base; "),
+        (1, {"init_adapters": False}, f"{alone}: holds a run with init_adapters True, and not False; "),
     ):
         train(stage, alone, code=2, **settings)
         assert reason in capsys.readouterr().err
@@ -489,6 +553,9 @@ def test_several_processes_complain_once(train, here, capsys, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     train(1, "out", code=2, batch_size=0)
     assert capsys.readouterr().err == ""
+    monkeypatch.setenv("LOCAL_RANK", "0")  # the first one of another machine, where a folder may be missing
+    train(1, "out", code=2, batch_size=0, distributed_backend="gloo")
+    assert capsys.readouterr().err.startswith("train.py: error in process 1: batch_size must be")
     monkeypatch.setenv("RANK", "0")
     if not torch.cuda.is_available():
         train(1, "out", code=2)
@@ -550,7 +617,7 @@ def test_the_two_stages_differ_only_where_they_must(script):
     for name in ("wavcube", "wavcube_pro", "nano"):
         own = {"size", "backbone", "start", "output_folder"}
         if name == "nano":  # reconstruction takes longer to learn than the bottleneck
-            own |= {"warmup_steps", "total_steps", "adversarial_from"}
+            own |= {"warmup_steps", "total_steps", "lr", "phase_weight"}
         a, b = (settings["presets"][name] for settings in (first, second))
         assert {k: v for k, v in a.items() if k not in own} == {k: v for k, v in b.items() if k not in own}
     assert (first["batch_size"], second["batch_size"]) == (14, 8)  # the paper's
@@ -572,6 +639,7 @@ def test_weights_of_the_losses_are_the_stages_own_unless_given(train, script, ma
         return brain.pretraining.weights
 
     assert weights() == STAGE_WEIGHTS[stage]
+    assert weights(adversarial_from="never").adversarial_from == float("inf")
     changed = weights(mel_weight=3.0, adversarial_from=17, semantic_weight=0)
     assert (changed.mel, changed.adversarial_from, changed.semantic) == (3.0, 17, 0)
     assert changed.adversarial == STAGE_WEIGHTS[stage].adversarial

@@ -24,7 +24,13 @@ except ImportError:
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, register_checkpoint_hooks
-from speechbrain.utils.distributed import ddp_init_group, get_rank, if_main_process, main_process_only
+from speechbrain.utils.distributed import (
+    MainProcessContext,
+    ddp_init_group,
+    get_rank,
+    if_main_process,
+    main_process_only,
+)
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -33,7 +39,8 @@ from wavcube_plugins.pretraining.losses import STAGE_WEIGHTS
 from wavcube_plugins.pretraining.reports import Report
 from wavcube_plugins.pretraining.step import Generator, NonFiniteError, PretrainingStep, Schedule
 from wavcube_plugins.speechbrain.recipes.brain import AtomicCheckpointer
-from wavcube_plugins.speechbrain.recipes.command import parse_command_line
+from wavcube_plugins.speechbrain.recipes.command import complain, parse_command_line
+from wavcube_plugins.speechbrain.recipes.data import DataError as UnfitError
 
 USAGE = "python train.py stage1.yaml --train SPEECH [--preset nano] [--device cpu] [--precision bf16]"
 
@@ -48,6 +55,10 @@ WITHOUT_EFFECT = {
     "test_only": "use `wavcube reconstruct` or `wavcube compare`",
     "data_parallel_backend": "start it with torchrun",
     "jit": "use --compile",
+    "jit_module_keys": "use --compile",
+    "compile_module_keys": "the generator is compiled, by --compile",
+    "eval_precision": "validation has the precision of training, --precision",
+    "log_config": "logs go to log.txt in the --output_folder",
     "auto_mix_prec": "use --precision bf16",
     "bfloat16_mix_prec": "use --precision bf16",
 }
@@ -70,8 +81,22 @@ OPTIONAL = (
     "kl_weight", "phase_weight", "adversarial_from", "max_gradient_norm", "stop_at",
 )  # fmt: skip
 
+NEVER = "never"
+
 # What a run keeps from its beginning to its end.
-FIXED = ("stage", "size", "bottleneck", "latent_dim", "frame_rate", "wavlm_layer", "discriminator_width")
+FIXED = (
+    "stage", "size", "backbone", "start", "init_adapters", "bottleneck", "latent_dim", "frame_rate", "wavlm_layer",
+    "discriminator_width", "seed",
+)  # fmt: skip
+
+# What `--start` has settled already.
+OF_THE_START = ("size", "bottleneck", "latent_dim", "frame_rate", "wavlm_layer", "init_adapters")
+
+# What may change in a run without a word: nothing that is learnt depends on it.
+OF_NO_CONSEQUENCE = {
+    "output_folder", "preset", "num_workers", "stop_at", "most_skipped", "compile", "checkpointing", "validate_every",
+    "keep", "ckpt_interval_minutes", "log_every", "examples", "utmos", "speaker_similarity", "wer", "valid_seconds",
+}  # fmt: skip
 
 
 class PretrainingBrain(sb.Brain):
@@ -88,7 +113,11 @@ class PretrainingBrain(sb.Brain):
         super().__init__(modules, hparams=settings, run_opts=run_opts, checkpointer=checkpointer)
         if self.compile:
             # In place, the generator alone; SpeechBrain would wrap all modules once more.
-            generator.compile()
+            generator.compile(
+                mode=run_opts.compile_mode,
+                fullgraph=run_opts.compile_using_fullgraph,
+                dynamic=run_opts.compile_using_dynamic_shape_tracing,
+            )
             self.compile = False
         self.world_size = torch.distributed.get_world_size() if self.distributed_launch else 1
         self.total = settings["stop_at"] or settings["total_steps"]
@@ -151,7 +180,7 @@ class PretrainingBrain(sb.Brain):
             "mel": settings["mel_weight"],
             "adversarial": settings["adversarial_weight"],
             "semantic": settings["semantic_weight"],
-            "adversarial_from": settings["adversarial_from"],
+            "adversarial_from": math.inf if settings["adversarial_from"] == NEVER else settings["adversarial_from"],
             "kl": settings["kl_weight"],
             "phase": settings["phase_weight"],
         }
@@ -236,7 +265,8 @@ class PretrainingBrain(sb.Brain):
             return
         scores = self._averages()
         if self.report:
-            self.report.validation(self.done, scores, self.examples)
+            with MainProcessContext():  # metrics that SpeechBrain loads must not wait for the other processes
+                self.report.validation(self.done, scores, self.examples)
         scores = {name: value for name, value in scores.items() if math.isfinite(value)}
         self.checkpointer.save_and_keep_only(
             meta={"step": self.done, **scores}, num_to_keep=self.settings["keep"], importance_keys=[], min_keys=["mel"]
@@ -311,23 +341,26 @@ def read_settings(arguments: list[str]) -> tuple[dict, dict, str, dict]:
     Raises:
         ValueError: one of them is unknown, or has a value that cannot be used.
     """
-    path, run_opts, overrides = parse_command_line(arguments, f"stage1.yaml ({USAGE})")
+    path, run_opts, parsed = parse_command_line(arguments, f"stage1.yaml ({USAGE})")
     _check_options(run_opts)
     text = path.read_text(encoding="utf-8")
     try:
         settings = load_hyperpyyaml(text)
-        presets, preset = settings["presets"], overrides.get("preset", settings["preset"])
+        presets, preset = settings["presets"], parsed.get("preset", settings["preset"])
     except Exception as error:  # a file of another kind makes the parser fail in ways that nothing lists
         reason = f"it has no setting {error}" if isinstance(error, KeyError) else str(error).split("\n")[0]
         raise ValueError(f"{path}: not a file of settings for train.py, {reason}") from error
-    unknown = [name for name in overrides if name not in settings]
+    unknown = [name for name in parsed if name not in settings]
     if unknown:
         raise ValueError(f"there is no setting {unknown[0]!r}; {path} lists and explains them all")
     if preset not in presets:
         raise ValueError(f"unknown preset {preset!r}; {path} has {', '.join(presets)}")
-    overrides = {**presets[preset], **overrides}
+    overrides = {**presets[preset], **parsed}
     settings = load_hyperpyyaml(text, overrides)
     settings.pop("presets")
+    given = [name for name in OF_THE_START if name in parsed]
+    if settings["start"] is not None and given:
+        raise ValueError(f"--{given[0]} has no effect on what --start brings with it; leave out one of the two")
     if settings["train"] is None:
         raise ValueError("name the speech to train on: --train FOLDER_OR_MANIFEST")
     _check_settings(settings)
@@ -357,7 +390,7 @@ def _check_options(run_opts) -> None:
 
 def _check_settings(settings: dict) -> None:
     for name, value in settings.items():
-        if value is None and name in OPTIONAL:
+        if (value is None and name in OPTIONAL) or (value == NEVER and name == "adversarial_from"):
             continue
         if name in WHOLE:
             least, expected = WHOLE[name], "a whole number"
@@ -411,10 +444,9 @@ def prepare(settings: dict) -> runs.Start:
     """Return what the run begins with: what its folder says if there is a checkpoint, else what the settings say."""
     folder = Path(settings["output_folder"])
     stage = settings["stage"]
-    if (folder / runs.RUN_NAME).is_file():
-        _check_same_run(folder, settings)
-        if runs.checkpoints(folder):
-            return runs.open_run(folder)
+    if runs.checkpoints(folder):
+        check_same_run(folder, settings)
+        return runs.open_run(folder)
     width, seed = settings["discriminator_width"], settings["seed"]
     if settings["start"] is not None:
         # In stage 1 it stands in place of the backbone, which is then not even downloaded.
@@ -436,7 +468,12 @@ def prepare(settings: dict) -> runs.Start:
     return runs.start_stage1(config, backbone, adapters=settings["init_adapters"], discriminator_width=width, seed=seed)
 
 
-def _check_same_run(folder: Path, settings: dict) -> None:
+def check_same_run(folder: Path, settings: dict) -> None:
+    """Refuse to go on with a run under settings that it has settled.
+
+    Raises:
+        ValueError: one of `FIXED` is another one than the run began with.
+    """
     description = runs.read_run(folder)
     before = {**description["settings"], "stage": description["stage"]}
     for name in FIXED:
@@ -460,7 +497,7 @@ def main(arguments: list[str]) -> int:
         sb.create_experiment_directory(
             folder, hyperparams_to_save=path, overrides=overrides, save_env_desc=if_main_process()
         )
-        _write_run(folder, start, settings)
+        _write_run(folder, start, {**settings, "utterances": len(train)})
         brain = PretrainingBrain(start, train, valid, settings, run_opts)
     except (ValueError, OSError, ImportError) as error:
         _complain(error)
@@ -468,8 +505,11 @@ def main(arguments: list[str]) -> int:
     try:
         brain.train()
         skipped = brain.all_skipped()
-    except (NonFiniteError, data.DataError) as error:
+    except NonFiniteError as error:
         _complain(error, _last_checkpoint(folder))
+        return 1
+    except (data.DataError, UnfitError, OSError, torch.OutOfMemoryError) as error:
+        _complain(error, _last_checkpoint(folder), alone=True)
         return 1
     except KeyboardInterrupt:
         _complain("interrupted", _last_checkpoint(folder))
@@ -486,23 +526,24 @@ def _last_checkpoint(folder: Path) -> str:
     return f"; the last good checkpoint is {found[-1]}" if found else "; there is no checkpoint yet"
 
 
-def _complain(error: Exception | str, more: str = "") -> None:
-    if (get_rank() or 0) != 0:
-        return
-    message = str(error)
-    if isinstance(error, OSError):
-        message = f"{error.filename}: {(error.strerror or message).lower()}" if error.filename else message
-    if "Original Traceback" in message:
-        # It comes from a worker process; the last line is what was raised there.
-        message = message.strip().splitlines()[-1].partition(": ")[2]
-    print(f"train.py: error: {' '.join(message.split())}{more}", file=sys.stderr)
+def _complain(error: Exception | str, more: str = "", alone: bool = False) -> None:
+    complain("train.py", error, more, alone=alone)
 
 
 @main_process_only
 def _write_run(folder: Path, start: runs.Start, settings: dict) -> None:
+    """Describe the run at its beginning; when it goes on, note which settings are other ones from this step on."""
     runs.remove_unfinished(folder)
-    if not runs.checkpoints(folder):
+    found = runs.checkpoints(folder)
+    world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    settings = {**settings, "processes": world_size}
+    if not found:
         runs.write_run(folder, start, settings["stage"], settings)
+        return
+    changes = runs.change_settings(folder, settings, runs.read_meta(found[-1])["step"], OF_NO_CONSEQUENCE)
+    if changes:
+        words = ", ".join(f"{name} {new} ({old} before)" for name, (old, new) in changes.items())
+        logging.getLogger(__name__).warning("the run goes on with %s", words)
 
 
 if __name__ == "__main__":

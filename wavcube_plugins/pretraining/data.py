@@ -26,6 +26,9 @@ _TRIES, _FIRST_TRIES = 100, 1000
 # Peaks in dB below full scale: drawn between these two while training, the third in validation.
 LOUDEST, QUIETEST, VALIDATION_LEVEL = -1.0, -6.0, -3.0
 
+# What a crop is amplified by at most, 30 dB: more makes speech of the noise in a pause.
+MOST_GAIN = 10**1.5
+
 
 class DataError(ValueError):
     """Training cannot go on with these data; the message says what was tried."""
@@ -77,7 +80,8 @@ def read_crop(
         seconds: Length of the crop. What is shorter is repeated until it fills it.
         sample_rate: Wanted rate in Hz.
         position: Where the crop lies in what there is, 0 (its beginning) … 1 (its end).
-        peak_db: Level of the highest peak, in dB of full scale.
+        peak_db: Level of the crop's highest peak, in dB of full scale, unless that is more than 30 dB above what it
+            has: the paper sets the level of whole utterances, in which a pause stays one.
         shortest: Utterances of fewer seconds are refused.
 
     Returns:
@@ -104,7 +108,8 @@ def read_crop(
         warnings.simplefilter("ignore", AudioWarning)
         waveform = read_audio(utterance.source, sample_rate, start=start, num_frames=wanted)
     waveform = waveform.repeat(math.ceil(samples / len(waveform)))[:samples]
-    return waveform * (10 ** (peak_db / 20) / waveform.abs().max().clamp_min(1e-5))
+    peak = 10 ** (peak_db / 20)
+    return waveform * (peak / waveform.abs().max().clamp_min(peak / MOST_GAIN))
 
 
 class Crops(Dataset):

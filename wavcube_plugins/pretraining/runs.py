@@ -15,7 +15,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -142,14 +142,14 @@ def start_from(
     Raises:
         CheckpointError: nothing usable by that name, or the teacher is missing.
     """
-    path = Path(source).expanduser()
+    path, packaged = Path(source).expanduser(), source == "nano"
     # A default such as results/wavcube/stage1 looks like a name on the Hugging Face hub, which nobody asked for.
-    if not path.exists() and os.fspath(source) != "nano":
+    if not path.exists() and not packaged:
         raise CheckpointError(f"{source}: no such run, checkpoint or model folder to start from")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         discriminators = Discriminators(discriminator_width)
-    if (path / RUN_NAME).is_file():
+    if (path / RUN_NAME).is_file() and not packaged:
         description = read_run(path)
         model, checkpoint = load_run(path)
         if description["settings"].get("discriminator_width", 1.0) == discriminator_width:
@@ -185,6 +185,40 @@ def write_run(folder: str | os.PathLike, start: Start, stage: int, settings: Map
         "origin": start.origin,
         "settings": dict(settings),
     }
+    _describe(folder, description)
+
+
+def change_settings(
+    folder: str | os.PathLike, settings: Mapping[str, object], step: int, of_no_consequence: Collection[str] = ()
+) -> dict[str, tuple[object, object]]:
+    """Note in a run's description what it goes on with, and from which step on; earlier settings stay on record.
+
+    Args:
+        folder: The run's folder.
+        settings: What it goes on with.
+        step: Where it goes on.
+        of_no_consequence: Names of settings that may differ without being noted.
+
+    Returns:
+        By name, the values before and now of what differs.
+    """
+    description = read_run(folder)
+    before = description["settings"]
+    settings = json.loads(json.dumps(dict(settings), default=str))
+    changes = {
+        name: (before[name], value)
+        for name, value in settings.items()
+        if name in before and name not in of_no_consequence and before[name] != value
+    }
+    if changes:
+        old = {name: value for name, (value, _) in changes.items()}
+        description.setdefault("earlier", []).append({"until": step, "settings": old})
+    if settings != before:
+        _describe(Path(folder), {**description, "settings": settings})
+    return changes
+
+
+def _describe(folder: Path, description: dict) -> None:
     with atomic_path(folder / RUN_NAME) as temporary:
         temporary.write_text(json.dumps(description, indent=2, default=str) + "\n")
 

@@ -35,6 +35,7 @@ from wavcube_plugins.config import WavCubeConfig, WavLMConfig
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.models.wavcube import normalise
 from wavcube_plugins.models.wavlm import WavLM
+from wavcube_plugins.speechbrain.recipes.data import DataError
 from wavcube_plugins.synthesis import PHONES, SILENCE
 
 INDEX = {phone: index for index, phone in enumerate(PHONES)}
@@ -475,7 +476,7 @@ def main(argv: list[str]) -> int:
             read_manifest(hparams["corpus"], split)
         sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
         results = train(hparams, run_opts)
-    except (InputError, OSError) as error:
+    except (InputError, DataError, OSError) as error:
         print(f"teacher.py: error: {error}", file=sys.stderr)
         return 2
     if if_main_process():
