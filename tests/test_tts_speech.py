@@ -30,8 +30,8 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recogniser(cache):
-    """A smaller one than the default, made in half a minute."""
-    return load_recogniser(cache, utterances=60, epochs=12, progress=False)
+    """A smaller one than the default, made in a minute."""
+    return load_recogniser(cache, utterances=60, epochs=30, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +69,11 @@ def test_it_hears_a_voice_it_was_not_trained_on_and_no_words_in_noise(recogniser
 
 def test_it_is_trained_once(recogniser, cache, waveform, monkeypatch):
     monkeypatch.setattr("wavcube_plugins.evaluation.recogniser._train", None)
-    again = load_recogniser(cache, utterances=60, epochs=12)
+    again = load_recogniser(cache, utterances=60, epochs=30)
     assert again.error_rates == recogniser.error_rates
     assert again(waveform) == recogniser(waveform)
     with pytest.raises(TypeError):
-        load_recogniser(cache, utterances=61, epochs=12)
+        load_recogniser(cache, utterances=61, epochs=30)
 
 
 def test_mel_goes_to_audio_and_back(waveform):
