@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 try:
@@ -39,7 +39,7 @@ from wavcube_plugins.pretraining.losses import STAGE_WEIGHTS
 from wavcube_plugins.pretraining.reports import Report
 from wavcube_plugins.pretraining.step import Generator, NonFiniteError, PretrainingStep, Schedule
 from wavcube_plugins.speechbrain.recipes.brain import AtomicCheckpointer
-from wavcube_plugins.speechbrain.recipes.command import complain, parse_command_line
+from wavcube_plugins.speechbrain.recipes.command import check_run_options, complain, parse_command_line
 from wavcube_plugins.speechbrain.recipes.data import DataError as UnfitError
 
 USAGE = "python train.py stage1.yaml --train SPEECH [--preset nano] [--device cpu] [--precision bf16]"
@@ -370,22 +370,9 @@ def read_settings(arguments: list[str]) -> tuple[dict, dict, str, dict]:
 
 
 def _check_options(run_opts) -> None:
-    for name in sorted(run_opts.overridden_args):
-        if name in WITHOUT_EFFECT:
-            raise ValueError(f"--{name} has no effect here; {WITHOUT_EFFECT[name]}")
+    check_run_options(run_opts, WITHOUT_EFFECT)
     if run_opts.precision == "fp16":
         raise ValueError("--precision fp16 is not supported; use bf16, which has the range that losses need")
-    if run_opts.ckpt_interval_steps > 0 and run_opts.ckpt_interval_minutes > 0:
-        raise ValueError("give either --ckpt_interval_steps or --ckpt_interval_minutes")
-    if "LOCAL_RANK" in os.environ and run_opts.distributed_backend != "gloo" and not torch.cuda.is_available():
-        raise ValueError("several processes without GPUs need --device cpu --distributed_backend gloo")
-    if run_opts.device is None:
-        return
-    try:
-        device = torch.device(run_opts.device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {run_opts.device}: not available here, {str(error).splitlines()[0]}") from error
 
 
 def _check_settings(settings: dict) -> None:
@@ -445,7 +432,7 @@ def prepare(settings: dict) -> runs.Start:
     folder = Path(settings["output_folder"])
     stage = settings["stage"]
     if runs.checkpoints(folder):
-        check_same_run(folder, settings)
+        _check_same_run(folder, settings)
         return runs.open_run(folder)
     width, seed = settings["discriminator_width"], settings["seed"]
     if settings["start"] is not None:
@@ -468,12 +455,7 @@ def prepare(settings: dict) -> runs.Start:
     return runs.start_stage1(config, backbone, adapters=settings["init_adapters"], discriminator_width=width, seed=seed)
 
 
-def check_same_run(folder: Path, settings: dict) -> None:
-    """Refuse to go on with a run under settings that it has settled.
-
-    Raises:
-        ValueError: one of `FIXED` is another one than the run began with.
-    """
+def _check_same_run(folder: Path, settings: dict) -> None:
     description = runs.read_run(folder)
     before = {**description["settings"], "stage": description["stage"]}
     for name in FIXED:
@@ -526,8 +508,7 @@ def _last_checkpoint(folder: Path) -> str:
     return f"; the last good checkpoint is {found[-1]}" if found else "; there is no checkpoint yet"
 
 
-def _complain(error: Exception | str, more: str = "", alone: bool = False) -> None:
-    complain("train.py", error, more, alone=alone)
+_complain = partial(complain, "train.py")
 
 
 @main_process_only

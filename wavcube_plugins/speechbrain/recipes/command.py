@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -240,13 +240,26 @@ def _check_places(plain: dict) -> None:
 
 
 def _check_options(run_opts) -> None:
-    for name in sorted(run_opts.overridden_args):
-        if name in WITHOUT_EFFECT:
-            raise ValueError(f"--{name} has no effect here; {WITHOUT_EFFECT[name]}")
+    check_run_options(run_opts, WITHOUT_EFFECT)
     if run_opts.max_grad_norm <= 0:
         raise ValueError(f"--max_grad_norm must be above 0, got {run_opts.max_grad_norm}; a large one clips nothing")
     if run_opts.grad_accumulation_factor < 1:
         raise ValueError(f"--grad_accumulation_factor must be at least 1, got {run_opts.grad_accumulation_factor}")
+
+
+def check_run_options(run_opts, without_effect: Mapping[str, str]) -> None:
+    """Check SpeechBrain's run options that every training here has in common.
+
+    Args:
+        run_opts: From `parse_command_line`.
+        without_effect: Options that would do nothing, with what to do instead.
+
+    Raises:
+        ValueError: one of these was given, two intervals of checkpoints, or a device that is not there.
+    """
+    for name in sorted(run_opts.overridden_args):
+        if name in without_effect:
+            raise ValueError(f"--{name} has no effect here; {without_effect[name]}")
     if run_opts.ckpt_interval_steps > 0 and run_opts.ckpt_interval_minutes > 0:
         raise ValueError("give either --ckpt_interval_steps or --ckpt_interval_minutes")
     if "LOCAL_RANK" in os.environ and run_opts.distributed_backend != "gloo" and not torch.cuda.is_available():
