@@ -57,17 +57,8 @@ case "${token_type}" in
     bpe) ;;
     *) die "--token_type ${token_type}: expected char or bpe" ;;
 esac
-case "${cache_latents}" in
-    true | false) ;;
-    *) die "--cache_latents ${cache_latents}: expected true or false" ;;
-esac
-"${python}" -c "import wavcube_plugins.espnet" 2> /dev/null \
-    || die "${python} has no ESPnet with WavCube; uv pip install 'wavcube-plugins[espnet]', or name another --python"
+set_up
 
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONUNBUFFERED=1
-espnet=("${python}" -m wavcube_plugins.espnet.run -m)
-data=("${python}" -m wavcube_plugins.espnet.data)
-raw=${dumpdir}/raw
 token_dir=${dumpdir}/token_list/${token_type}${nbpe}
 tokens=${token_dir}/tokens.txt
 asr_tag=${asr_tag:-$(basename "${asr_config}" .yaml)_${token_type}${nbpe}}
@@ -81,39 +72,18 @@ text_options=(--use_preprocessor true --token_type "${token_type}" --token_list 
 frontend=(--frontend wavcube --frontend_conf "fs=${fs}")
 [ -z "${model}" ] || frontend+=(--frontend_conf "model=${model}")
 
-# The recordings of a set as ESPnet's options want them.
-speech_of() {
-    if ${cache_latents}; then echo "${dumpdir}/latents/$1/feats.scp,speech,npy"; else echo "${raw}/$1/wav.scp,speech,sound"; fi
-}
-
 if wanted 1; then
     log "stage 1: data preparation"
     local/data.sh --datadir "${datadir}" --python "${python}" ${local_data_opts}
 fi
 
 if wanted 3; then
-    log "stage 3: ${fs} Hz, mono: ${datadir}/ -> ${raw}/"
-    "${data[@]}" format "${datadir}" "${raw}/org" ${train_set} ${valid_set} --fs "${fs}"
-    "${data[@]}" format "${datadir}" "${raw}" ${test_sets} --fs "${fs}"
+    format_sets 3
 fi
 
 if wanted 4; then
-    log "stage 4: leave out what is not between ${min_wav_duration} and ${max_wav_duration} s"
-    "${data[@]}" format "${raw}/org" "${raw}" ${train_set} ${valid_set} --fs "${fs}" \
-        --min_wav_duration "${min_wav_duration}" --max_wav_duration "${max_wav_duration}"
-    if ${cache_latents}; then
-        # Whose latents is what ESPnet makes of the configuration and the arguments behind it.
-        found=$("${data[@]}" latents asr --config "${asr_config}" "${frontend[@]}" ${asr_args})
-        latents=()
-        while IFS= read -r word; do latents+=("${word}"); done <<< "${found}"
-        log "stage 4: latents (${latents[*]}) -> ${dumpdir}/latents/"
-        extract=("${python}")
-        [ "${ngpu}" -le 1 ] || extract+=(-m torch.distributed.run --standalone --nproc_per_node "${ngpu}")
-        extract+=(-m wavcube_plugins.cli extract)
-        for set in ${train_set} ${valid_set}; do
-            "${extract[@]}" "${raw}/${set}/wav.scp" "${dumpdir}/latents/${set}" "${latents[@]}"
-        done
-    fi
+    filter_sets 4
+    write_latents 4 asr --config "${asr_config}" "${frontend[@]}" ${asr_args}
 fi
 
 if wanted 5; then
@@ -130,49 +100,19 @@ if wanted 5; then
 fi
 
 if wanted 10 || wanted 11; then
-    "${data[@]}" check "${raw}/${train_set}" "${raw}/${valid_set}" --token_list "${tokens}" --token_type "${token_type}" \
-        --fs "${fs}"
+    check_training_data
 fi
 
 if wanted 10; then
-    log "stage 10: statistics -> ${stats} (log: ${stats}/logdir/stats.*.log)"
-    jobs=$("${data[@]}" split "${stats}/logdir" "${nj}" \
-        "train=${raw}/${train_set}/utt2num_samples" "valid=${raw}/${valid_set}/utt2num_samples")
-    parallel "${jobs}" "${stats}/logdir/stats.JOB.log" \
-        "${espnet[@]}" espnet2.bin.asr_train --collect_stats true --ngpu "$((ngpu > 0 ? 1 : 0))" --config "${asr_config}" \
-        "${text_options[@]}" "${frontend[@]}" --normalize none \
-        --train_data_path_and_name_and_type "${raw}/${train_set}/text,text,text" \
-        --train_data_path_and_name_and_type "$(speech_of "${train_set}")" \
-        --valid_data_path_and_name_and_type "${raw}/${valid_set}/text,text,text" \
-        --valid_data_path_and_name_and_type "$(speech_of "${valid_set}")" \
-        --train_shape_file "${stats}/logdir/train.JOB.scp" --valid_shape_file "${stats}/logdir/valid.JOB.scp" \
-        --output_dir "${stats}/logdir/stats.JOB" ${asr_args}
-    inputs=()
-    for job in $(seq "${jobs}"); do inputs+=(--input_dir "${stats}/logdir/stats.${job}"); done
-    logged "${stats}/logdir/aggregate.log" \
-        "${espnet[@]}" espnet2.bin.aggregate_stats_dirs "${inputs[@]}" --output_dir "${stats}" --skip_sum_stats
-    # Batches are counted in numbers, for which asr.sh has each token as long as the token list.
-    for set in train valid; do
-        awk -v N="$(wc -l < "${tokens}" | tr -d ' ')" '{ print $0 "," N }' "${stats}/${set}/text_shape" \
-            > "${stats}/${set}/text_shape.${token_type}"
-    done
+    collect_stats 10 asr_train --config "${asr_config}" "${text_options[@]}" "${frontend[@]}" ${asr_args}
 fi
 
 if wanted 11; then
-    # Lengths are those of the waveforms, latents from disk or not, so that one batch_bins serves both.
-    log "stage 11: training -> ${exp} (log: ${exp}/train.log)"
-    watched "${exp}/train.log" \
-        "${espnet[@]}" espnet2.bin.asr_train --config "${asr_config}" --ngpu "${ngpu}" \
-        --multiprocessing_distributed true --resume true "${text_options[@]}" "${frontend[@]}" \
-        --train_data_path_and_name_and_type "${raw}/${train_set}/text,text,text" \
-        --train_data_path_and_name_and_type "$(speech_of "${train_set}")" \
-        --valid_data_path_and_name_and_type "${raw}/${valid_set}/text,text,text" \
-        --valid_data_path_and_name_and_type "$(speech_of "${valid_set}")" \
+    train 11 asr_train --config "${asr_config}" "${text_options[@]}" "${frontend[@]}" \
         --train_shape_file "${raw}/${train_set}/utt2num_samples" \
         --train_shape_file "${stats}/train/text_shape.${token_type}" \
         --valid_shape_file "${raw}/${valid_set}/utt2num_samples" \
-        --valid_shape_file "${stats}/valid/text_shape.${token_type}" \
-        --output_dir "${exp}" ${asr_args}
+        --valid_shape_file "${stats}/valid/text_shape.${token_type}" ${asr_args}
 fi
 
 if wanted 12; then

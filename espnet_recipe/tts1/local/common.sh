@@ -108,3 +108,95 @@ parallel() {
         [ "${code}" -eq 0 ] || explain "${file//JOB/${job}}" "${code}"
     done
 }
+
+# What follows is what tts_pip.sh and asr_pip.sh do alike, with the variables of theirs that it reads.
+
+# set_up: what both check and need before their first stage.
+set_up() {
+    local set name
+    case "${cache_latents}" in
+        true | false) ;;
+        *) die "--cache_latents ${cache_latents}: expected true or false" ;;
+    esac
+    "${python}" -c "import wavcube_plugins.espnet" 2> /dev/null \
+        || die "${python} has no ESPnet with WavCube; uv pip install 'wavcube-plugins[espnet]', or name another --python"
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONUNBUFFERED=1
+    espnet=("${python}" -m wavcube_plugins.espnet.run -m)
+    data=("${python}" -m wavcube_plugins.espnet.data)
+    raw=${dumpdir}/raw
+    paths=()
+    for set in train valid; do
+        name=${set}_set
+        paths+=("--${set}_data_path_and_name_and_type" "${raw}/${!name}/text,text,text"
+            "--${set}_data_path_and_name_and_type" "$(speech_of "${!name}")")
+    done
+}
+
+# speech_of SET: its recordings, or their latents, as ESPnet's options want them.
+speech_of() {
+    if ${cache_latents}; then echo "${dumpdir}/latents/$1/feats.scp,speech,npy"; else echo "${raw}/$1/wav.scp,speech,sound"; fi
+}
+
+# format_sets STAGE: all sets at ${fs} in ${raw}; those to train on in ${raw}/org, where no length is left out yet.
+format_sets() {
+    log "stage $1: ${fs} Hz, mono: ${datadir}/ -> ${raw}/"
+    "${data[@]}" format "${datadir}" "${raw}/org" ${train_set} ${valid_set} --fs "${fs}"
+    "${data[@]}" format "${datadir}" "${raw}" ${test_sets} --fs "${fs}"
+}
+
+# filter_sets STAGE: what is long and short enough to train on.
+filter_sets() {
+    log "stage $1: leave out what is not between ${min_wav_duration} and ${max_wav_duration} s"
+    "${data[@]}" format "${raw}/org" "${raw}" ${train_set} ${valid_set} --fs "${fs}" \
+        --min_wav_duration "${min_wav_duration}" --max_wav_duration "${max_wav_duration}"
+}
+
+# write_latents STAGE TASK OPTIONS...: if asked for, latents of what is trained on. Whose, is what ESPnet's TASK makes of
+# the options, a configuration among them.
+write_latents() {
+    local found word set latents=() extract=("${python}")
+    ${cache_latents} || return 0
+    found=$("${data[@]}" latents "${@:2}")
+    while IFS= read -r word; do latents+=("${word}"); done <<< "${found}"
+    log "stage $1: latents (${latents[*]}) -> ${dumpdir}/latents/"
+    [ "${ngpu}" -le 1 ] || extract+=(-m torch.distributed.run --standalone --nproc_per_node "${ngpu}")
+    extract+=(-m wavcube_plugins.cli extract)
+    for set in ${train_set} ${valid_set}; do
+        "${extract[@]}" "${raw}/${set}/wav.scp" "${dumpdir}/latents/${set}" "${latents[@]}"
+    done
+}
+
+# check_training_data: that texts and recordings fit each other and the token list.
+check_training_data() {
+    "${data[@]}" check "${raw}/${train_set}" "${raw}/${valid_set}" --token_list "${tokens}" --token_type "${token_type}" \
+        --fs "${fs}"
+}
+
+# collect_stats STAGE MODULE OPTIONS...: statistics of what is trained on, by ${nj} processes of espnet2.bin.MODULE.
+collect_stats() {
+    local jobs job set inputs=()
+    log "stage $1: statistics -> ${stats} (log: ${stats}/logdir/stats.*.log)"
+    jobs=$("${data[@]}" split "${stats}/logdir" "${nj}" \
+        "train=${raw}/${train_set}/utt2num_samples" "valid=${raw}/${valid_set}/utt2num_samples")
+    parallel "${jobs}" "${stats}/logdir/stats.JOB.log" \
+        "${espnet[@]}" "espnet2.bin.$2" --collect_stats true --ngpu "$((ngpu > 0 ? 1 : 0))" --normalize none "${paths[@]}" \
+        --train_shape_file "${stats}/logdir/train.JOB.scp" --valid_shape_file "${stats}/logdir/valid.JOB.scp" \
+        --output_dir "${stats}/logdir/stats.JOB" "${@:3}"
+    for job in $(seq "${jobs}"); do inputs+=(--input_dir "${stats}/logdir/stats.${job}"); done
+    logged "${stats}/logdir/aggregate.log" \
+        "${espnet[@]}" espnet2.bin.aggregate_stats_dirs "${inputs[@]}" --output_dir "${stats}"
+    # Batches are counted in numbers, for which tts.sh and asr.sh have each token as long as the token list.
+    for set in train valid; do
+        awk -v N="$(wc -l < "${tokens}" | tr -d ' ')" '{ print $0 "," N }' "${stats}/${set}/text_shape" \
+            > "${stats}/${set}/text_shape.${token_type}"
+    done
+}
+
+# train STAGE MODULE OPTIONS...: training with espnet2.bin.MODULE, gone on with if there is one. Lengths in the OPTIONS
+# are those of the waveforms, latents from disk or not, so that one batch_bins serves both.
+train() {
+    log "stage $1: training -> ${exp} (log: ${exp}/train.log)"
+    watched "${exp}/train.log" \
+        "${espnet[@]}" "espnet2.bin.$2" --ngpu "${ngpu}" --multiprocessing_distributed true --resume true "${paths[@]}" \
+        --output_dir "${exp}" "${@:3}"
+}
