@@ -86,11 +86,31 @@ def test_every_task_trains_evaluates_and_is_collected(finished, capsys):
     assert {row["task"] for row in rows} == set(TASK_NAMES)
 
 
-def test_nothing_is_done_twice(finished):
+def test_nothing_is_done_twice(finished, capsys):
     runs = make_runs(Bench.read(finished))
     before = {run.name: run.state_path.stat().st_mtime_ns for run in runs}
-    assert running.execute(runs, {}, [running.Slot("none")]) == []
+    mini.make(finished.parent, short=True, progress=False)
+    code, _, errors = wavcube("run", finished, capsys=capsys)
+    assert code == 0, errors
     assert {run.name: run.state_path.stat().st_mtime_ns for run in runs} == before
+
+
+def test_weights_of_another_release_do_not_mix_with_what_was_run(finished, capsys, monkeypatch):
+    monkeypatch.setattr(running, "_packaged", lambda name: "others")
+    code, _, errors = wavcube("run", finished, "--tasks", "ks", capsys=capsys)
+    assert code == 1 and "was run with other contents of its row's files; remove" in errors
+
+
+def test_the_teacher_of_an_earlier_release_is_replaced(tmp_path):
+    mini._save_teacher(tmp_path / "teacher")
+    path = tmp_path / "teacher/model.safetensors"
+    wanted, made = path.read_bytes(), path.stat().st_mtime_ns
+    mini._save_teacher(tmp_path / "teacher")
+    assert path.stat().st_mtime_ns == made
+    path.write_bytes(b"of an earlier release")
+    mini._save_teacher(tmp_path / "teacher")
+    assert path.read_bytes() == wanted
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["teacher"]
 
 
 def test_other_settings_do_not_mix_with_what_was_run(finished, capsys):

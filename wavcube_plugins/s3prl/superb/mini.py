@@ -7,10 +7,12 @@ log-mel.
 from __future__ import annotations
 
 import csv
+import filecmp
 import hashlib
 import itertools
 import random
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,9 +102,7 @@ def make(folder: Path, *, short: bool = False, progress: bool = True) -> Path:
             temporary.rename(target)
         corpora[name] = f"corpora/{name}"
     corpora |= {name: f"corpora/{place}" for name, place in _LISTS.items()}
-    teacher = folder / "teacher"
-    if not (teacher / "model.safetensors").is_file():
-        _save_teacher(teacher)
+    _save_teacher(folder / "teacher")
     bench = {
         "title": title,
         "published": False,
@@ -132,14 +132,22 @@ def make(folder: Path, *, short: bool = False, progress: bool = True) -> Path:
 
 
 def _save_teacher(folder: Path) -> None:
-    """Save nano with its teacher in place of its own WavLM; as `wavcube_layers` it is the teacher's layers."""
+    """Save nano with its teacher in place of its own WavLM; as `wavcube_layers` it is the teacher's layers.
+
+    What is there and the same stays as it is; what an earlier release left is replaced, and runs that began with it are
+    refused, as those of other changed files are.
+    """
     from wavcube_plugins import load_model
     from wavcube_plugins.checkpoints import save_model
     from wavcube_plugins.models.backbones import load_backbone
 
     model = load_model("nano")
     model.wavlm.load_state_dict(load_backbone("nano").state_dict())
-    save_model(model, folder)
+    name = "model.safetensors"
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".teacher.") as temporary:
+        save_model(model, temporary)
+        if not (folder / name).is_file() or not filecmp.cmp(folder / name, Path(temporary) / name, shallow=False):
+            save_model(model, folder)
 
 
 # The corpora ----------------------------------------------------------------------------------------------------------

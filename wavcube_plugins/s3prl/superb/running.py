@@ -8,6 +8,7 @@ lock, so that a driver that was killed and started again waits for a process the
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -147,8 +148,17 @@ def execute(
     return failed
 
 
+@functools.cache
+def _packaged(name: str | None) -> str | None:
+    """Return what tells one release's weights of a packaged model from another's, or None if it is none."""
+    from wavcube_plugins.checkpoints import ASSETS, NAMES
+
+    path = ASSETS / str(name) / "model.safetensors"
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if name in NAMES and path.is_file() else None
+
+
 def _depends(run: Run, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run's result depends on, for short: its settings, and the local files that its row names."""
+    """Return what a run's result depends on, for short: its settings, and the files or packaged weights of its row."""
     text = json.dumps([config, run.row.arguments()], sort_keys=True, default=str)
     found: dict[str, Any] = {"settings": hashlib.sha256(text.encode()).hexdigest()[:16]}
     files: dict[str, Any] = {}
@@ -156,6 +166,8 @@ def _depends(run: Run, config: Mapping[str, Any]) -> dict[str, Any]:
         for path in (place, place / "config.json", *sorted(place.glob("*.safetensors"))):
             if place.is_absolute() and path.is_file():  # those that are there have been made absolute
                 files[str(path)] = [path.stat().st_size, path.stat().st_mtime_ns]
+    if weights := _packaged(run.row.checkpoint):
+        files[run.row.checkpoint] = weights
     return found | ({"files": files} if files else {})
 
 
