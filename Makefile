@@ -50,7 +50,7 @@ bench-pretraining: $(STAMP)  ## seconds and memory of a training step, ours and 
 nano: $(STAMP)  ## train WavCube-nano from nothing in $(NANO)/, hours on a CPU; resumes
 	PYTHON="$(CURDIR)/$(BIN)/python" speechbrain_hparams/pretrain/nano/run.sh $(NANO)
 
-tts: $(STAMP)  ## train zero-shot TTS on synthesised speech with ESPnet in $(TTS)/, 80 minutes of a core; resumes
+tts: $(STAMP)  ## train zero-shot TTS on synthesised speech with ESPnet in $(TTS)/, 90 minutes of a core; resumes
 	espnet_recipe/tts1/run.sh --corpus mini --python "$(CURDIR)/$(BIN)/python" \
 		--datadir "$(CURDIR)/$(TTS)/data" --dumpdir "$(CURDIR)/$(TTS)/dump" --expdir "$(CURDIR)/$(TTS)/exp"
 
