@@ -51,7 +51,7 @@ setup(
     package_data={
         "wavcube_plugins": ["version.txt", "assets/**/*"],
         "wavcube_plugins.s3prl": ["*.pth"],
-        "wavcube_plugins.s3prl.superb": ["corpus_modules/*.py"],
+        "wavcube_plugins.superb": ["corpus_modules/*.py"],
         "wavcube_plugins.s3prl.upstream_folder": ["*.md", "requirements.txt", "superb/*.yaml"],
     },
     install_requires=[

@@ -35,11 +35,11 @@ from tqdm import tqdm
 
 from wavcube_plugins import load_model
 from wavcube_plugins.audio import read_audio
-from wavcube_plugins.evaluation.mel import BANDS, mel_spectrogram, mel_to_waveform
 from wavcube_plugins.evaluation.plots import save_curves
 from wavcube_plugins.evaluation.recogniser import PhoneRecogniser, load_recogniser
 from wavcube_plugins.files import atomic_path
-from wavcube_plugins.minidata import make_mini, read_mini
+from wavcube_plugins.models.mel import BANDS, mel_spectrogram, mel_to_waveform
+from wavcube_plugins.synthetic.mini import make_mini, read_mini
 from wavcube_plugins.tts import FlowConfig, FlowMatching, LatentNorm
 
 CHARACTERS = " abcdefghijklmnopqrstuvwxyz'"

@@ -26,7 +26,7 @@ except ImportError:
 import yaml
 
 from wavcube_plugins.audio import check_suffix
-from wavcube_plugins.speechbrain.speech import read_speech
+from wavcube_plugins.data.speech import read_speech
 
 
 class _Names(yaml.SafeLoader):

@@ -1,17 +1,15 @@
 """Shared by all tests: no network, two threads, the golden checkpoints."""
 
 import os
-from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from helpers.paths import GOLDEN
 from safetensors.torch import load_file
 
 from wavcube_plugins import load_model
-
-GOLDEN = Path(__file__).parent / "golden" / "tiny"
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,11 +1,11 @@
-"""Reading, writing, resampling, checking and batching of waveforms."""
+"""Reading, writing and resampling of waveforms."""
 
 from __future__ import annotations
 
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,74 +208,6 @@ def _resample_directly(waveform: Tensor, source_rate: int, target_rate: int, rea
         kernel = torch.sinc(phase) * torch.cos(phase * (math.pi / 2 / _FILTER_WIDTH)).square() * cutoff
         pieces.append((windows[..., nearest, :] * kernel.to(waveform.dtype)).sum(-1))
     return torch.cat(pieces, dim=-1)
-
-
-def pad_batch(waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Stack waveforms of different lengths, padded with zeros at their ends.
-
-    Args:
-        waveforms: Tensors (T_i,).
-
-    Returns:
-        The batch (B, T) and the lengths (B,) in samples.
-    """
-    lengths = torch.tensor([len(waveform) for waveform in waveforms], device=waveforms[0].device)
-    return torch.nn.utils.rnn.pad_sequence(list(waveforms), batch_first=True), lengths
-
-
-def check_waveforms(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
-    """Check a batch of waveforms and return its lengths.
-
-    Args:
-        waveforms: (B, T), floating point and finite.
-        lengths: (B,) valid samples, or None when every item is whole.
-
-    Returns:
-        Lengths (B,), int64, on the waveforms' device.
-
-    Raises:
-        ValueError: wrong type, rank or dtype, empty, not finite, or lengths that do not fit.
-    """
-    if not isinstance(waveforms, Tensor):
-        raise ValueError(f"waveforms must be a torch.Tensor, got {type(waveforms).__name__}")
-    if waveforms.ndim != 2:
-        raise ValueError(f"waveforms must have shape (batch, samples), got {tuple(waveforms.shape)}")
-    if not waveforms.is_floating_point():
-        raise ValueError(f"waveforms must be floating point in -1 … 1, got {waveforms.dtype}; divide integers first")
-    if 0 in waveforms.shape:
-        raise ValueError(f"waveforms must not be empty, got shape {tuple(waveforms.shape)}")
-    lengths = check_lengths(lengths, waveforms, "samples")
-    if not torch.isfinite(waveforms.sum()):
-        valid = length_mask(lengths, waveforms.shape[1])
-        broken = (~torch.isfinite(waveforms) & valid).any(dim=1)
-        if broken.any():
-            raise ValueError(f"waveform {int(broken.int().argmax())} of the batch has NaN or infinite samples")
-    return lengths
-
-
-def check_lengths(lengths: Tensor | Sequence[int] | None, batch: Tensor, unit: str) -> Tensor:
-    """Check lengths (B,) against a padded batch (B, T, ...) and return them as int64 on its device.
-
-    Raises:
-        ValueError: another number of lengths than items, not whole numbers, or outside 1 … T.
-    """
-    size, longest = batch.shape[:2]
-    if lengths is None:
-        return torch.full((size,), longest, device=batch.device)
-    lengths = torch.as_tensor(lengths, device=batch.device)
-    if lengths.is_floating_point() or lengths.dtype == torch.bool:
-        raise ValueError(f"lengths must be whole numbers of {unit}, got {lengths.dtype}")
-    if lengths.shape != (size,):
-        raise ValueError(f"lengths must have shape ({size},), one per item, got {tuple(lengths.shape)}")
-    shortest, most = int(lengths.min()), int(lengths.max())
-    if shortest < 1 or most > longest:
-        raise ValueError(f"lengths must lie in 1 … {longest} {unit}, got {shortest} … {most}")
-    return lengths.long()
-
-
-def length_mask(lengths: Tensor, longest: int) -> Tensor:
-    """Return (B, longest), True where a position lies within its item's length."""
-    return torch.arange(longest, device=lengths.device) < lengths[:, None]
 
 
 def find_audio(folder: str | os.PathLike) -> list[Path]:

@@ -14,12 +14,12 @@ import yaml
 from speechbrain.decoders import ctc_greedy_decode
 from speechbrain.utils.metric_stats import ErrorRateStats
 
+from wavcube_plugins.heads.slots import CLOSE, opening, read_tags, slot_f1, tag_text
 from wavcube_plugins.speechbrain import OnWavCube
 from wavcube_plugins.speechbrain.recipes.brain import ON_WAVCUBE, Recipe, head_yaml
 from wavcube_plugins.speechbrain.recipes.command import main
 from wavcube_plugins.speechbrain.recipes.data import DataError, make_dataset
 from wavcube_plugins.speechbrain.recipes.text import Characters
-from wavcube_plugins.speechbrain.slots import CLOSE, opening, read_tags, slot_f1, tag_text
 
 
 class Understander(Recipe):

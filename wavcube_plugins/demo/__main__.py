@@ -109,7 +109,7 @@ def run(out: Path, model_name: str, *, steps: int | None = None, quick: bool = F
     from wavcube_plugins.checkpoints import NAMES
     from wavcube_plugins.demo import superb
     from wavcube_plugins.demo.report import Findings, write_report
-    from wavcube_plugins.demo.speech import bundled_speech, split
+    from wavcube_plugins.synthetic.bundled import bundled_speech, split
 
     superb.check()
     parts = split(bundled_speech())
@@ -219,10 +219,11 @@ def _load(name: str):
 def _reconstruct(model, name: str, utterances: Sequence, folder: Path) -> tuple[list, float]:
     import torch
 
-    from wavcube_plugins.audio import pad_batch, read_audio, write_audio
+    from wavcube_plugins.audio import read_audio, write_audio
     from wavcube_plugins.demo.report import Reconstruction
     from wavcube_plugins.evaluation.metrics import compare
     from wavcube_plugins.evaluation.plots import comparison_figure, png_bytes
+    from wavcube_plugins.models.lengths import pad_batch
 
     rate = model.sample_rate
     inputs = [read_audio(utterance.path, rate) for utterance in utterances]

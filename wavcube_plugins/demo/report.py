@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wavcube_plugins.demo.speech import Utterance
 from wavcube_plugins.demo.superb import Run, Task
 from wavcube_plugins.evaluation.metrics import Comparison
 from wavcube_plugins.evaluation.plots import curves_figure, png_bytes
 from wavcube_plugins.files import atomic_path
+from wavcube_plugins.synthetic.bundled import Utterance
 
 METRICS = (
     ("stoi", "STOI", "{:.3f}"),

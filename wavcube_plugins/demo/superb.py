@@ -18,10 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wavcube_plugins.demo.speech import SAMPLE_RATE, Utterance
 from wavcube_plugins.files import atomic_path
-from wavcube_plugins.s3prl.superb import workspace
-from wavcube_plugins.synthesis import PHONES, SILENCE
+from wavcube_plugins.superb import workspace
+from wavcube_plugins.synthetic.bundled import SAMPLE_RATE, Utterance
+from wavcube_plugins.synthetic.espeak import PHONES, SILENCE
 
 MISSING = "the demo's tasks need s3prl: pip install 'wavcube-plugins[s3prl]'"
 UNKNOWN = "s3prl does not know -u wavcube here; run: wavcube install-s3prl"

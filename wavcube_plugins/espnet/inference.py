@@ -33,7 +33,7 @@ from espnet2.tasks.tts import TTSTask
 from torch import Tensor
 
 from wavcube_plugins.audio import AudioError, read_info
-from wavcube_plugins.espnet.data import read_table
+from wavcube_plugins.data.kaldi import read_table
 from wavcube_plugins.espnet.registration import register
 from wavcube_plugins.espnet.tts import WavCubeCFM
 from wavcube_plugins.tts import cross_fade, new_frames, split_text

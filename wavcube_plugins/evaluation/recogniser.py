@@ -28,15 +28,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from wavcube_plugins.audio import check_waveforms, read_audio
+from wavcube_plugins.audio import read_audio
 from wavcube_plugins.checkpoints import ASSETS, load_model
-from wavcube_plugins.evaluation.mel import mel_spectrogram, mel_to_waveform
+from wavcube_plugins.checkpoints.backbones import load_backbone
 from wavcube_plugins.evaluation.probes import collapse, frame_labels
 from wavcube_plugins.files import atomic_path
-from wavcube_plugins.models.backbones import load_backbone
+from wavcube_plugins.models.lengths import check_waveforms
+from wavcube_plugins.models.mel import mel_spectrogram, mel_to_waveform
 from wavcube_plugins.models.wavcube import normalise
 from wavcube_plugins.models.wavlm import WavLM
-from wavcube_plugins.synthesis import PHONES, SILENCE
+from wavcube_plugins.synthetic.espeak import PHONES, SILENCE
 
 SAMPLE_RATE = 16000
 _INDEX = {phone: index for index, phone in enumerate(PHONES)}
@@ -163,7 +164,7 @@ def _key(*settings: object) -> str:
 
 
 def _train(recogniser: PhoneRecogniser, utterances: int, epochs: int, seed: int, progress: bool) -> None:
-    from wavcube_plugins.minidata import make_mini, read_mini
+    from wavcube_plugins.synthetic.mini import make_mini, read_mini
 
     held_out = max(10, utterances // 5)
     with tempfile.TemporaryDirectory(prefix="wavcube_recogniser_") as folder:

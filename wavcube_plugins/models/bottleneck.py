@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wavcube_plugins.audio import length_mask
 from wavcube_plugins.config import BottleneckConfig, WavLMConfig
 from wavcube_plugins.models.layers import Linear, linear, mask_frames
+from wavcube_plugins.models.lengths import length_mask
 from wavcube_plugins.models.wavlm import encoder_layers, relative_positions
 
 # Bound of the logarithm of the VAE's variance, either way (paper, ablation of the bottleneck).

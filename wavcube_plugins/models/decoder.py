@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wavcube_plugins.audio import length_mask
 from wavcube_plugins.config import DecoderConfig
 from wavcube_plugins.models.bottleneck import FrameUpsampler
 from wavcube_plugins.models.layers import (
@@ -20,6 +19,7 @@ from wavcube_plugins.models.layers import (
     mask_frames,
     windowed,
 )
+from wavcube_plugins.models.lengths import length_mask
 
 # Queries that a windowed layer handles together: large enough for efficient products, small enough that few of the
 # keys beside them lie outside the window.

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wavcube_plugins.audio import length_mask
+from wavcube_plugins.models.lengths import length_mask
 
 # Elements of the largest temporary an attention block or a stretch of the conv stem may hold. On a CPU it should stay
 # in the last-level cache; on a GPU it should be large enough to fill the card.

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wavcube_plugins.audio import check_lengths, check_waveforms, length_mask
 from wavcube_plugins.config import WavCubeConfig
 from wavcube_plugins.models.bottleneck import Compressor, Restorer
 from wavcube_plugins.models.decoder import AcousticDecoder
 from wavcube_plugins.models.layers import mask_frames
+from wavcube_plugins.models.lengths import check_lengths, check_waveforms, length_mask
 from wavcube_plugins.models.wavlm import WavLM
 from wavcube_plugins.models.windowed import decode_windowed, encode_windowed
 

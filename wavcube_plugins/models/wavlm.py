@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchaudio.models.wav2vec2 import components
 
-from wavcube_plugins.audio import length_mask
 from wavcube_plugins.config import WavLMConfig
 from wavcube_plugins.models.layers import (
     FeedForward,
@@ -29,6 +28,7 @@ from wavcube_plugins.models.layers import (
     mask_frames,
     windowed,
 )
+from wavcube_plugins.models.lengths import length_mask
 
 # Queries that attention handles together; PyTorch's CPU kernel is at its best from 768 on.
 QUERY_ROWS = 768

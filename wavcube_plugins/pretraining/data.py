@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from wavcube_plugins.audio import AudioError, AudioWarning, read_audio, read_info
-from wavcube_plugins.manifests import Manifest, ManifestError, Utterance
+from wavcube_plugins.data.manifests import Manifest, ManifestError, Utterance
 
 # Utterances tried in the place of one that cannot be read, and before training for the first one that can.
 _TRIES, _FIRST_TRIES = 100, 1000

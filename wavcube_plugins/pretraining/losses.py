@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import torchaudio
 from torch import Tensor, nn
 
-from wavcube_plugins.audio import length_mask
+from wavcube_plugins.models.lengths import length_mask
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,13 @@ from wavcube_plugins.checkpoints import (
     load_teacher,
     save_model,
 )
-from wavcube_plugins.config import PRESETS, WavCubeConfig
-from wavcube_plugins.files import atomic_path
-from wavcube_plugins.models.backbones import (
+from wavcube_plugins.checkpoints.backbones import (
     init_from_backbone,
     load_backbone,
     save_backbone,
 )
+from wavcube_plugins.config import PRESETS, WavCubeConfig
+from wavcube_plugins.files import atomic_path
 from wavcube_plugins.models.wavcube import WavCube
 from wavcube_plugins.models.wavlm import WavLM
 from wavcube_plugins.pretraining.discriminators import Discriminators

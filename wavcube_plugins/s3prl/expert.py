@@ -15,9 +15,9 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
-from wavcube_plugins.audio import length_mask, pad_batch
 from wavcube_plugins.checkpoints import CheckpointError, load_model
 from wavcube_plugins.config import WavCubeConfig
+from wavcube_plugins.models.lengths import length_mask, pad_batch
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

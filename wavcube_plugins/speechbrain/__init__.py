@@ -11,14 +11,14 @@ from importlib import import_module
 from importlib.util import find_spec
 
 _PUBLIC = {
-    "OnWavCube": "wavcube_plugins.speechbrain.heads",
+    "OnWavCube": "wavcube_plugins.heads.classification",
     "WavCube": "wavcube_plugins.speechbrain.lobe",
     "WavCubeCodec": "wavcube_plugins.speechbrain.inference",
     **dict.fromkeys(
         ("SpeechEnhancer", "SpeechSeparator", "SpokenLanguage", "VoiceConversion"),
         "wavcube_plugins.speechbrain.inference",
     ),
-    "WeightedSum": "wavcube_plugins.speechbrain.weighted_sum",
+    "WeightedSum": "wavcube_plugins.heads.weighted_sum",
 }
 
 __all__ = [

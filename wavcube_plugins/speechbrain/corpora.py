@@ -20,10 +20,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from wavcube_plugins.audio import AudioError, find_audio, read_info
-from wavcube_plugins.extraction import progress_interval
+from wavcube_plugins.data.extraction import progress_interval
+from wavcube_plugins.data.speech import check_rate
 from wavcube_plugins.files import atomic_path
-from wavcube_plugins.minidata import make_mini, read_mini
-from wavcube_plugins.speechbrain.speech import check_rate
+from wavcube_plugins.synthetic.mini import make_mini, read_mini
 
 ROOT = "{data_root}"
 # Keys of a manifest that hold paths of audio.
@@ -130,7 +130,7 @@ def prepare_mini(
     seed: int = 0,
     progress: bool = True,
 ) -> None:
-    """Synthesise a mini set of a task (`wavcube_plugins.minidata`) in `data_folder` and write its manifests.
+    """Synthesise a mini set of a task (`wavcube_plugins.synthetic.mini`) in `data_folder` and write its manifests.
 
     The sets of `verification` get trials too: all pairs of the test utterances.
 

@@ -14,9 +14,9 @@ from speechbrain.utils.fetching import FetchConfig, FetchSource
 from torch import Tensor
 
 from wavcube_plugins.audio import check_suffix, write_audio
+from wavcube_plugins.data.speech import read_speech
+from wavcube_plugins.heads.slots import read_tags
 from wavcube_plugins.speechbrain.lobe import WavCube
-from wavcube_plugins.speechbrain.slots import read_tags
-from wavcube_plugins.speechbrain.speech import read_speech
 
 HPARAMS_NAME = "hyperparams.yaml"
 

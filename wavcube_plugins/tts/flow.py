@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wavcube_plugins.audio import check_lengths, length_mask
 from wavcube_plugins.config import FlowConfig
 from wavcube_plugins.models.layers import mask_frames
+from wavcube_plugins.models.lengths import check_lengths, length_mask
 from wavcube_plugins.tts.network import DiT
 from wavcube_plugins.tts.text import TextEncoder
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wavcube_plugins.audio import length_mask
 from wavcube_plugins.config import FlowConfig
 from wavcube_plugins.models.decoder import Rotary
 from wavcube_plugins.models.layers import Linear, attend, mask_frames
+from wavcube_plugins.models.lengths import length_mask
 
 # The time of the flow, 0 … 1, is spread over the range of a diffusion model's steps.
 _TIME_SCALE = 1000.0

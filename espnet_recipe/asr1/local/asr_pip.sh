@@ -134,7 +134,7 @@ fi
 if wanted 13; then
     for set in ${test_sets}; do
         log "stage 13: scores of ${set} -> ${decoded}/${set}/score.json"
-        "${python}" -m wavcube_plugins.espnet.score text "${raw}/${set}/text" "${decoded}/${set}/text" \
+        "${python}" -m wavcube_plugins.evaluation.tts_scores text "${raw}/${set}/text" "${decoded}/${set}/text" \
             --out "${decoded}/${set}/score.json"
     done
 fi

@@ -10,7 +10,7 @@
 #   --cache_latents          true: write the latents to disk in stage 3 and train from them  (false)
 #   --model                  the WavCube, instead of the train config's
 #   --prompt_set             set that prompts are chosen from, where data/SET/prompt.scp gives none (the test set)
-#   --score_args             for `python -m wavcube_plugins.espnet.score speech`
+#   --score_args             for `python -m wavcube_plugins.evaluation.tts_scores speech`
 #   --train_config, --train_args, --inference_config, --inference_args, --inference_model, --tag    as in tts.sh
 #   --train_set, --valid_set, --test_sets, --token_type, --cleaner, --g2p, --bpemodel, --min_wav_duration,
 #   --max_wav_duration, --fs, --datadir, --dumpdir, --expdir, --local_data_opts, --python           as in tts.sh
@@ -140,7 +140,7 @@ if wanted 8; then
         out=${decoded}/${set}
         if [ -f "${datadir}/${set}/phones" ]; then
             log "stage 8: phone error rate of ${set}, and of its recordings -> ${out}/score.json"
-            "${python}" -m wavcube_plugins.espnet.score speech "${datadir}/${set}/phones" "${out}/wav/wav.scp" \
+            "${python}" -m wavcube_plugins.evaluation.tts_scores speech "${datadir}/${set}/phones" "${out}/wav/wav.scp" \
                 "${raw}/${set}/wav.scp" --out "${out}/score.json" ${score_args}
         else
             log "stage 8: ${datadir}/${set} has no phones, the phone recogniser knows the mini corpus alone; score" \

@@ -25,8 +25,8 @@ long=(--batch_size 12 --total_steps 14000)
 
 # `ttspico` adds natural voices; it is built from source, and without it espeak-ng speaks alone.
 "$python" -c 'import ttspico' 2>/dev/null || "$python" -m pip install --quiet ttspico || true
-"$python" "$nano/corpus.py" "$work/corpus"
-"$python" "$nano/teacher.py" "$nano/teacher.yaml" --corpus "$work/corpus" --output_folder "$work/teacher"
+"$python" -m wavcube_plugins.nano.corpus "$work/corpus"
+"$python" -m wavcube_plugins.nano.teacher "$nano/teacher.yaml" --corpus "$work/corpus" --output_folder "$work/teacher"
 
 "$python" "$pretrain/train.py" "$pretrain/stage1.yaml" --preset nano "${corpus[@]}" --precision "$precision" \
     --backbone "$work/teacher/export" --output_folder "$work/stage1"
@@ -36,7 +36,7 @@ long=(--batch_size 12 --total_steps 14000)
 "$python" "$pretrain/train.py" "$pretrain/stage2.yaml" --preset nano "${corpus[@]}" --precision "$precision" \
     "${long[@]}" --start "$work/stage1" --output_folder "$work/no_anchoring" --semantic_weight 0 --stop_at 500
 
-"$python" "$nano/measure.py" --corpus "$work/corpus" --stage1 "$work/stage1" --stage2 "$work/stage2" \
+"$python" -m wavcube_plugins.nano.measure --corpus "$work/corpus" --stage1 "$work/stage1" --stage2 "$work/stage2" \
     --no-anchoring "$work/no_anchoring" ${RECORDINGS:+--recordings "$RECORDINGS"} --out "$work/scores.json"
 cat "$nano/card.md" "$work/scores.md" > "$work/notes.md"
 "$python" -m wavcube_plugins.cli export "$work/stage2" "$export" --dtype float16 --license apache-2.0 --notes "$work/notes.md" \
@@ -47,7 +47,7 @@ import sys
 
 import torch
 
-from wavcube_plugins.models.backbones import load_backbone, save_backbone
+from wavcube_plugins.checkpoints.backbones import load_backbone, save_backbone
 
 teacher = load_backbone(sys.argv[1])
 teacher.metadata.pop("source")

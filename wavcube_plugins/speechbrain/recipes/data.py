@@ -14,11 +14,11 @@ from speechbrain.utils.distributed import get_rank, if_main_process
 from torch import Tensor
 
 from wavcube_plugins.audio import AudioError, read_info
-from wavcube_plugins.extraction import extract
-from wavcube_plugins.manifests import Utterance
+from wavcube_plugins.data.extraction import extract
+from wavcube_plugins.data.manifests import Utterance
+from wavcube_plugins.data.speech import check_rate, read_speech
 from wavcube_plugins.speechbrain.corpora import AUDIO_KEYS, ROOT
 from wavcube_plugins.speechbrain.lobe import WavCube
-from wavcube_plugins.speechbrain.speech import check_rate, read_speech
 
 INDEX_NAME = "index.jsonl"
 

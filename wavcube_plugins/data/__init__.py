@@ -1,0 +1,1 @@
+"""Speech on disk: manifests, extraction of latents, corpora, and Kaldi folders."""

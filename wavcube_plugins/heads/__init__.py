@@ -1,0 +1,1 @@
+"""Downstream heads in plain PyTorch: classification, sequence labels, restoration, voice conversion."""

@@ -1,0 +1,1 @@
+"""Speech made by engines: espeak-ng, the mini corpora spoken by it, and the recordings bundled with the package."""
