@@ -5,7 +5,7 @@
 #   espnet_recipe/setup.sh ~/espnet/egs2/librispeech_wavcube/asr1
 #
 # The folder must be egs2/CORPUS/tts1 or egs2/CORPUS/asr1; it is made if missing. Files of ours that are there are
-# replaced, nothing else is touched. In the checkout's Python: uv pip install 'wavcube-plugins[espnet]'.
+# replaced, nothing else is touched. In the checkout's Python; from a clone: uv pip install '.[espnet]'.
 
 set -euo pipefail
 

@@ -22,7 +22,7 @@ try:
         warnings.simplefilter("ignore")  # about the age of torchaudio
         import speechbrain  # noqa: F401
 except ImportError:
-    sys.exit("infer.py: error: this script needs SpeechBrain: pip install 'wavcube-plugins[speechbrain]'")
+    sys.exit("infer.py: error: this script needs SpeechBrain; from a clone: pip install '.[speechbrain]'")
 import yaml
 
 from wavcube_plugins.audio import check_suffix

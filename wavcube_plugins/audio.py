@@ -16,6 +16,7 @@ import torch
 import torchaudio
 from torch import Tensor
 
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.files import atomic_path
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".sph")
@@ -48,7 +49,7 @@ _FILTER_WIDTH, _ROLLOFF = 32, 0.99
 _LARGEST_FILTER_TABLE = 2_000_000
 
 
-class AudioError(ValueError):
+class AudioError(InputError):
     """A file or a waveform cannot be used; the message names it and says why."""
 
 

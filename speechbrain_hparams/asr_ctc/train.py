@@ -8,7 +8,7 @@ import sys
 try:
     import speechbrain as sb
 except ImportError:
-    sys.exit("asr_ctc/train.py: error: this script needs SpeechBrain: pip install 'wavcube-plugins[speechbrain]'")
+    sys.exit("asr_ctc/train.py: error: this script needs SpeechBrain; from a clone: pip install '.[speechbrain]'")
 import torch
 from speechbrain.decoders import ctc_greedy_decode
 from speechbrain.utils.distributed import if_main_process

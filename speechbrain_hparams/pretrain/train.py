@@ -20,7 +20,7 @@ from pathlib import Path
 try:
     import speechbrain as sb
 except ImportError:
-    sys.exit("train.py: error: this script needs SpeechBrain: pip install 'wavcube-plugins[speechbrain]'")
+    sys.exit("train.py: error: this script needs SpeechBrain; from a clone: pip install '.[speechbrain]'")
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, register_checkpoint_hooks

@@ -8,7 +8,7 @@ import sys
 try:
     import speechbrain  # noqa: F401
 except ImportError:
-    sys.exit("separate/train.py: error: this script needs SpeechBrain: pip install 'wavcube-plugins[speechbrain]'")
+    sys.exit("separate/train.py: error: this script needs SpeechBrain; from a clone: pip install '.[speechbrain]'")
 import torch
 
 from wavcube_plugins.speechbrain.recipes.command import main

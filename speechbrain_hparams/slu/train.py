@@ -8,7 +8,7 @@ import sys
 try:
     import speechbrain as sb
 except ImportError:
-    sys.exit("slu/train.py: error: this script needs SpeechBrain: pip install 'wavcube-plugins[speechbrain]'")
+    sys.exit("slu/train.py: error: this script needs SpeechBrain; from a clone: pip install '.[speechbrain]'")
 import torch
 import yaml
 from speechbrain.decoders import ctc_greedy_decode

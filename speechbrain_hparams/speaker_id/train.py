@@ -11,7 +11,7 @@ from pathlib import Path
 try:
     import speechbrain  # noqa: F401
 except ImportError:
-    sys.exit("speaker_id/train.py: error: this script needs SpeechBrain: pip install 'wavcube-plugins[speechbrain]'")
+    sys.exit("speaker_id/train.py: error: this script needs SpeechBrain; from a clone: pip install '.[speechbrain]'")
 import torch
 
 from wavcube_plugins.speechbrain.corpora import TRIALS_NAME

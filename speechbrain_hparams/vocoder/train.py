@@ -8,7 +8,7 @@ import sys
 try:
     import speechbrain as sb
 except ImportError:
-    sys.exit("vocoder/train.py: error: this script needs SpeechBrain: pip install 'wavcube-plugins[speechbrain]'")
+    sys.exit("vocoder/train.py: error: this script needs SpeechBrain; from a clone: pip install '.[speechbrain]'")
 import math
 from importlib.util import find_spec
 
@@ -39,7 +39,7 @@ class Vocoder(Recipe):
     def build(self):
         for package in ("pesq", "pystoi"):
             if find_spec(package) is None:
-                raise ImportError(f"the scores of this recipe need {package}: pip install 'wavcube-plugins[eval]'")
+                raise ImportError(f"the scores of this recipe need {package}; from a clone: pip install '.[eval]'")
         settings = self.settings
         windows = settings["mel_windows"]
         if not windows or not all(isinstance(window, int) and window >= 16 for window in windows):

@@ -9,7 +9,7 @@ try:
     import speechbrain as sb
 except ImportError:
     sys.exit(
-        "voice_conversion/train.py: error: this script needs SpeechBrain: pip install 'wavcube-plugins[speechbrain]'"
+        "voice_conversion/train.py: error: this script needs SpeechBrain; from a clone: pip install '.[speechbrain]'"
     )
 import hashlib
 from collections import defaultdict

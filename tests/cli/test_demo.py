@@ -317,7 +317,7 @@ def test_without_s3prl_the_demo_says_how_to_install_it(tmp_path, capsys, monkeyp
     monkeypatch.setattr(copies.importlib.util, "find_spec", lambda name: None)
     assert demo.main(["--out", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err == (
-        "python -m wavcube_plugins.demo: error: the demo's tasks need s3prl: pip install 'wavcube-plugins[s3prl]'\n"
+        "python -m wavcube_plugins.demo: error: the demo's tasks need s3prl; from a clone: pip install '.[s3prl]'\n"
     )
 
 

@@ -171,7 +171,7 @@ def test_wrapper_names_what_is_missing(tmp_path):
     assert run.find_script("run_downstream.py").parent.name == "s3prl"
     bare = Environment(tmp_path / "bare", parent=False)
     output = bare.run("-m", "wavcube_plugins.s3prl.run", "run_downstream.py", fails=True, PYTHONPATH=str(ROOT))
-    assert output.strip() == "s3prl is not installed in this Python; pip install 'wavcube-plugins[s3prl]'"
+    assert output.strip() == "s3prl is not installed in this Python; from a clone: pip install '.[s3prl]'"
 
 
 def test_wrapper_does_not_take_a_clone_in_the_current_folder_for_the_package(tmp_path, monkeypatch):

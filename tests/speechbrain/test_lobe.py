@@ -709,7 +709,7 @@ except ImportError as error:
     print(error)
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    expected = "wavcube_plugins.speechbrain needs SpeechBrain: pip install 'wavcube-plugins[speechbrain]'\n"
+    expected = "wavcube_plugins.speechbrain needs SpeechBrain; from a clone: pip install '.[speechbrain]'\n"
     assert result.stdout == expected
 
 

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from wavcube_plugins.config import BACKBONES, PRESETS, WavCubeConfig, WavLMConfig
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.models.wavcube import WavCube
 from wavcube_plugins.models.wavlm import WavLM
@@ -39,7 +40,7 @@ NAMES = ("nano", "tiny", *PUBLISHED)
 LIGHTNING_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A model cannot be loaded or saved; the message names what was expected and what was found."""
 
 

@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from wavcube_plugins.errors import BAD_INPUT, FAILED, INTERRUPTED, OK, InputError
+
 DEFAULT_MODEL = "nano"
 DEBUG_VARIABLE = "WAVCUBE_DEBUG"
-
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 # Work on one file takes a progress bar of its own from this many seconds of audio on.
 _LONG = 60.0
@@ -31,10 +31,6 @@ _COMPARED_RATE = 16000
 
 # Notes and failures shown one by one by `extract`; the rest is counted.
 _SHOWN = 20
-
-
-class InputError(ValueError):
-    """What the user asked for cannot be done; the message says why in one sentence."""
 
 
 class _Parser(argparse.ArgumentParser):

@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 from wavcube_plugins.audio import AudioError
 from wavcube_plugins.data.manifests import Utterance
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.models.lengths import pad_batch
 from wavcube_plugins.models.windowed import window_frames
@@ -54,7 +55,7 @@ _MOST_WRITES = 1000
 _RECORD, _FAILURE = {"id", "path", "source", "frames", "dim", "bytes"}, {"id", "source", "reason"}
 
 
-class ExtractionError(ValueError):
+class ExtractionError(InputError):
     """An output folder cannot be used for this run; the message says what it holds."""
 
 

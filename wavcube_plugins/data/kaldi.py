@@ -27,6 +27,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.files import atomic_path
 
 OK, BAD_INPUT = 0, 2
@@ -46,7 +47,7 @@ SHORTEST_PROMPT, LONGEST_PROMPT = 1.0, 12.0
 _KEPT_SUFFIXES = (".wav", ".flac")
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """A data folder or corpus cannot be used; the message names it and says what to do."""
 
 

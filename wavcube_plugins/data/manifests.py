@@ -19,6 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from wavcube_plugins.audio import AUDIO_SUFFIXES, AudioError, AudioInfo, find_audio, read_audio, read_info
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.files import atomic_path
 
 MANIFEST_FORMATS = ("list", "scp", "jsonl")
@@ -36,7 +37,7 @@ _BLOCK = 1 << 24
 _PORTION, _AHEAD = 64, 4
 
 
-class ManifestError(ValueError):
+class ManifestError(InputError):
     """A manifest cannot be used; the message names the file and the line."""
 
 

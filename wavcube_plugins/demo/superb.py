@@ -23,7 +23,7 @@ from wavcube_plugins.superb import workspace
 from wavcube_plugins.synthetic.bundled import SAMPLE_RATE, Utterance
 from wavcube_plugins.synthetic.espeak import PHONES, SILENCE
 
-MISSING = "the demo's tasks need s3prl: pip install 'wavcube-plugins[s3prl]'"
+MISSING = "the demo's tasks need s3prl; from a clone: pip install '.[s3prl]'"
 UNKNOWN = "s3prl does not know -u wavcube here; run: wavcube install-s3prl"
 
 _POLL_SECONDS = 0.5

@@ -22,7 +22,7 @@ _PUBLIC = {
 __all__ = [*_PUBLIC]
 
 if find_spec("espnet2") is None:
-    raise ImportError("wavcube_plugins.espnet needs ESPnet: uv pip install 'wavcube-plugins[espnet]'")
+    raise ImportError("wavcube_plugins.espnet needs ESPnet; from a clone: uv pip install '.[espnet]'")
 
 
 def __getattr__(name):

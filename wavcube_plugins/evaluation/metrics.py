@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from wavcube_plugins.audio import resample
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.pretraining.losses import LogMel
 
 _PESQ_RATE = 16000
@@ -32,7 +33,7 @@ _STOI_SECONDS = 600.0
 Waveform = Tensor | np.ndarray
 
 
-class MetricError(ValueError):
+class MetricError(InputError):
     """A metric is not defined for these waveforms; the message says why."""
 
 
@@ -223,4 +224,4 @@ def _optional(package: str):
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ImportError(f"this metric needs {package}: pip install 'wavcube-plugins[eval]'") from error
+        raise ImportError(f"this metric needs {package}; from a clone: pip install '.[eval]'") from error

@@ -56,7 +56,7 @@ class SpeakerSimilarity:
                 from speechbrain.inference.speaker import EncoderClassifier
             except ImportError as error:
                 raise ImportError(
-                    "speaker similarity needs SpeechBrain: pip install 'wavcube-plugins[speechbrain]'"
+                    "speaker similarity needs SpeechBrain; from a clone: pip install '.[speechbrain]'"
                 ) from error
             name = "speechbrain/spkrec-ecapa-voxceleb"
             self._encoder = _download(

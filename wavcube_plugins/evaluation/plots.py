@@ -214,7 +214,7 @@ def _figure(size: tuple[float, float]):
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'wavcube-plugins[eval]'") from error
+        raise ImportError("pictures need matplotlib; from a clone: pip install '.[eval]'") from error
     return Figure(figsize=size, facecolor="white")
 
 

@@ -38,6 +38,7 @@ from wavcube_plugins import load_model
 from wavcube_plugins.audio import AUDIO_SUFFIXES, AudioError, AudioWarning, read_audio, write_audio
 from wavcube_plugins.checkpoints import CheckpointError
 from wavcube_plugins.checkpoints.backbones import load_backbone
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.evaluation import Comparison, compare, save_comparison
 from wavcube_plugins.evaluation.probes import (
     SAMPLE_RATE,
@@ -76,10 +77,6 @@ _TIMIT = {
 }
 _COLOURS = {TEACHER: "#2e8b57", STAGE1: "#1f5fa8", STAGE2: "#d1495b", ABLATION: "#edae49", LOG_MEL: "#5c6b73"}
 _INK, _FAINT = "#2b2b33", "#d9d9de"
-
-
-class InputError(ValueError):
-    """Something on the command line is not there or is not what is needed."""
 
 
 @dataclass(frozen=True)
@@ -670,7 +667,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             path.write_text(tables(results) + "\n", encoding="utf-8")
         draw(arguments.out.with_suffix(".png"), results)
     except ModuleNotFoundError as error:
-        print(f"measure.py: error: {error.name} is missing: pip install 'wavcube-plugins[eval]'", file=sys.stderr)
+        print(
+            f"measure.py: error: {error.name} is missing; from a clone: pip install '.[eval]'",
+            file=sys.stderr,
+        )
         return 2
     except (InputError, AudioError, CheckpointError, ImportError, OSError) as error:
         print(f"measure.py: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from wavcube_plugins.config import WavCubeConfig, WavLMConfig
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.models.lengths import length_mask, pad_batch
 from wavcube_plugins.models.wavcube import normalise
@@ -47,10 +48,6 @@ _BANDS, _BINS, _FLOOR = 80, 1024, 1e-3
 # harmonics of speech are. Nothing else here tells one phase from another, and an encoder that is deaf to phase leaves
 # the decoder no way to place harmonics: it answers every pitch with one of 100 Hz, its own frame rate.
 _PHASE_BINS, _PHASED = 512, slice(2, 33)
-
-
-class InputError(ValueError):
-    """The corpus or an option is not there or is not what is needed."""
 
 
 def read_manifest(corpus: Path, split: str) -> list[dict]:

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, Sampler
 
 from wavcube_plugins.audio import AudioError, AudioWarning, read_audio, read_info
 from wavcube_plugins.data.manifests import Manifest, ManifestError, Utterance
+from wavcube_plugins.errors import InputError
 
 # Utterances tried in the place of one that cannot be read, and before training for the first one that can.
 _TRIES, _FIRST_TRIES = 100, 1000
@@ -30,7 +31,7 @@ LOUDEST, QUIETEST, VALIDATION_LEVEL = -1.0, -6.0, -3.0
 MOST_GAIN = 10**1.5
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """Training cannot go on with these data; the message says what was tried."""
 
 

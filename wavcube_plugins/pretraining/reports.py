@@ -48,7 +48,7 @@ class Report:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ImportError(
-                "training writes TensorBoard files: pip install 'wavcube-plugins[speechbrain]'"
+                "training writes TensorBoard files; from a clone: pip install '.[speechbrain]'"
             ) from error
         self._writer = SummaryWriter(str(self.folder / "tensorboard"))
         self._lines = self.folder / "progress.jsonl"

@@ -18,6 +18,7 @@ from importlib.metadata import Distribution, distributions
 from importlib.util import find_spec
 from pathlib import Path
 
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.s3prl.run import MISSING
 
@@ -32,7 +33,7 @@ HUB_LINE = HUB_IMPORT + b"  # added by wavcube-plugins"
 _HUB_STAR_IMPORTS = re.compile(rb"^from s3prl\.upstream\.[\w.]+ import \*.*$", re.MULTILINE)
 
 
-class InstallError(ValueError):
+class InstallError(InputError):
     """Nothing was changed; the message says why and what to do."""
 
 

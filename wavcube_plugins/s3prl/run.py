@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 USAGE = "usage: python -m wavcube_plugins.s3prl.run run_downstream.py -m train -u wavcube -d TASK …"
-MISSING = "s3prl is not installed in this Python; pip install 'wavcube-plugins[s3prl]'"
+MISSING = "s3prl is not installed in this Python; from a clone: pip install '.[s3prl]'"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

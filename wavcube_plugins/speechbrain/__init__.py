@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 if find_spec("speechbrain") is None:
-    raise ImportError("wavcube_plugins.speechbrain needs SpeechBrain: pip install 'wavcube-plugins[speechbrain]'")
+    raise ImportError("wavcube_plugins.speechbrain needs SpeechBrain; from a clone: pip install '.[speechbrain]'")
 
 
 def __getattr__(name):

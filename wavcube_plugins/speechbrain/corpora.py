@@ -22,6 +22,7 @@ from tqdm import tqdm
 from wavcube_plugins.audio import AudioError, find_audio, read_info
 from wavcube_plugins.data.extraction import progress_interval
 from wavcube_plugins.data.speech import check_rate
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.synthetic.mini import make_mini, read_mini
 
@@ -35,7 +36,7 @@ PREPARED_NAME = "prepared.json"
 _THREADS, _PORTION = 8, 512
 
 
-class CorpusError(ValueError):
+class CorpusError(InputError):
     """A corpus is not what was expected; the message names the place and what should be there."""
 
 

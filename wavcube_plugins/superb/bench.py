@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.s3prl.install import upstream_folder
 from wavcube_plugins.superb.tasks import LEARNING_RATES, TASKS, Task, find_tasks
@@ -34,7 +35,7 @@ FEATURES = {
 KEYS = ("hidden_states", "last_hidden_state", "latent", "wavlm", "restored")
 
 
-class BenchError(ValueError):
+class BenchError(InputError):
     """The bench file, or an option, is not usable; one sentence with the culprit."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.s3prl.install import upstream_folder
 from wavcube_plugins.superb.bench import Bench, Run
@@ -21,7 +22,7 @@ from wavcube_plugins.superb.tasks import BY_NAME, TASKS, Metric, Task
 NONE = "–"
 
 
-class ResultError(ValueError):
+class ResultError(InputError):
     """There is nothing to collect, or constants are not usable; one sentence."""
 
 

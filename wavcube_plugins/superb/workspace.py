@@ -14,16 +14,17 @@ import signal
 import subprocess
 from pathlib import Path
 
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.files import atomic_path
 
-MISSING = "s3prl is not installed in this Python; pip install 'wavcube-plugins[s3prl]'"
+MISSING = "s3prl is not installed in this Python; from a clone: pip install '.[s3prl]'"
 
 # The corpora of s3prl's `ctc` task: their folder has no __init__.py, so that its wheel leaves it out.
 CORPUS_MODULES = ("libriphone.py", "snips.py")
 _CORPUS_SOURCES = Path(__file__).parent / "corpus_modules"
 
 
-class WorkspaceError(ValueError):
+class WorkspaceError(InputError):
     """s3prl is missing, or what was named is none; one sentence with the remedy."""
 
 

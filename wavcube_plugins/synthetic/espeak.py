@@ -438,7 +438,7 @@ def _wheel():
         import espeakng_loader
     except ImportError as error:
         raise ImportError(
-            "speech synthesis needs espeak-ng's library: pip install 'wavcube-plugins[synthesis]'"
+            "speech synthesis needs espeak-ng's library; from a clone: pip install '.[synthesis]'"
         ) from error
     return espeakng_loader
 

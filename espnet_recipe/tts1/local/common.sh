@@ -119,7 +119,7 @@ set_up() {
         *) die "--cache_latents ${cache_latents}: expected true or false" ;;
     esac
     "${python}" -c "import wavcube_plugins.espnet" 2> /dev/null \
-        || die "${python} has no ESPnet with WavCube; uv pip install 'wavcube-plugins[espnet]', or name another --python"
+        || die "${python} has no ESPnet with WavCube; from a clone: uv pip install '.[espnet]', or name another --python"
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONUNBUFFERED=1
     espnet=("${python}" -m wavcube_plugins.espnet.run -m)
     data=("${python}" -m wavcube_plugins.data.kaldi)

@@ -17,6 +17,7 @@ from wavcube_plugins.audio import AudioError, read_info
 from wavcube_plugins.data.extraction import extract
 from wavcube_plugins.data.manifests import Utterance
 from wavcube_plugins.data.speech import check_rate, read_speech
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.speechbrain.corpora import AUDIO_KEYS, ROOT
 from wavcube_plugins.speechbrain.lobe import WavCube
 
@@ -32,7 +33,7 @@ _KINDS = {
 _LABEL = ((str, int, float), "a name")
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """A manifest or a cache cannot be used; the message names it."""
 
 

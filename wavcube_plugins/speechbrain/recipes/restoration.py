@@ -42,7 +42,7 @@ class RestorationRecipe(Recipe):
     def build(self):
         for package in ("pesq", "pystoi"):
             if find_spec(package) is None:
-                raise ImportError(f"the scores of this recipe need {package}: pip install 'wavcube-plugins[eval]'")
+                raise ImportError(f"the scores of this recipe need {package}; from a clone: pip install '.[eval]'")
         if not self.lobe.freeze or self.lobe.features != "latent":
             raise DataError("this recipe maps the latent of a frozen model: it needs freeze: True, features: latent")
         self.head = self.settings["head"](self.lobe.output_dim, len(self.targets))
