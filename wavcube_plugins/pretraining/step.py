@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from wavcube_plugins.models.usage import train_only, used_parameters
 from wavcube_plugins.models.wavcube import WavCube, fit_length, normalise
 from wavcube_plugins.models.wavlm import WavLM
 from wavcube_plugins.pretraining.losses import (
@@ -107,12 +108,11 @@ class Generator(nn.Module):
         object.__setattr__(self, "teacher", teacher)
         if teacher is not None:
             teacher.requires_grad_(False).eval()
-        model.requires_grad_(True)
-        model.wavlm.requires_grad_(stage == 2)
-        # It makes the target of the semantic loss too, which must not move.
+        train_only(model, used_parameters(model, "restored", "reconstruction"))
+        if stage == 1:
+            model.wavlm.requires_grad_(False)
+        # It also makes the target of the semantic loss, which must not move.
         model.post_wavlm_layer_norm.requires_grad_(False)
-        for parameter in unused_parameters(model):
-            parameter.requires_grad_(False)
         if checkpointing:
             _checkpoint_layers(model)
 
@@ -148,24 +148,6 @@ class Generator(nn.Module):
             losses["kl"] = kl
         decoded = model.decoder(latent.detach() if self.stage == 1 else latent)
         return GeneratorOutput(fit_length(decoded, waveforms.shape[1]), losses)
-
-
-def unused_parameters(model: WavCube) -> Iterator[nn.Parameter]:
-    """Yield what no output depends on, and what DDP would wait for: layers above the one that is compressed.
-
-    Of the Base models also the bias of the first convolution, if it has one: the GroupNorm behind it takes it off.
-    """
-    config = model.config.wavlm
-    if config.extractor_mode == "group_norm" and config.conv_bias:
-        yield model.wavlm.feature_extractor.conv_layers[0].conv.bias
-    layer = model.config.wavlm_layer
-    if layer == -1:
-        return
-    transformer = model.wavlm.encoder.transformer
-    for above in transformer.layers[layer:]:
-        yield from above.parameters()
-    if model.wavlm.config.layer_norm_first:
-        yield from transformer.layer_norm.parameters()
 
 
 def _checkpoint_layers(model: WavCube) -> None:
