@@ -1,61 +1,76 @@
 # WavCube for s3prl, ESPnet and SpeechBrain. `make help` lists the targets.
-PYTHON ?= python3
-VENV   := .venv
-BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.ready
-DEMO   ?= demo_output
-NANO   ?= nano_work
-TTS    ?= tts_output
-SUPERB ?= superb_mini
+PYTHON      ?= python3
+CONSTRAINTS ?= constraints.txt
+VENV        := $(if $(filter constraints.txt,$(CONSTRAINTS)),.venv,.venv-$(basename $(notdir $(CONSTRAINTS))))
+BIN         := $(VENV)/bin
+STAMP       := $(VENV)/.ready
+WORKERS     ?= 2
+DEMO        ?= demo_output
+NANO        ?= nano_work
+TTS         ?= tts_output
+SUPERB      ?= superb_mini
 
-.PHONY: help env demo test lint format lock bench bench-pretraining nano tts superb-mini clean
+# One thread per test process: two processes with two threads each only wait for each other on two cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses $(WORKERS) --dist loadgroup
+
+.PHONY: help env demo test test-fast lint format docs lock bench bench-pretraining nano tts superb-mini clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-env: $(STAMP)  ## build .venv from the tested versions (done once; the other targets do it by themselves)
+env: $(STAMP)  ## build .venv from tested versions; runs once, and before any target that needs it
 
-$(STAMP): setup.py constraints.txt
+$(STAMP): pyproject.toml setup.py $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --editable '.[all,dev]'
 	$(BIN)/wavcube install-s3prl
 	@touch $@
 
 demo: $(STAMP)  ## the main job: real speech through the model and through s3prl, with a report in $(DEMO)/
 	$(BIN)/python -m wavcube_plugins.demo --out $(DEMO)
 
-test: $(STAMP)  ## run the test suite, offline
-	$(BIN)/python -m pytest tests
+test: $(STAMP)  ## run all tests, offline, in $(WORKERS) processes
+	$(PYTEST)
 
-lint: $(STAMP)  ## check formatting and style
+test-fast: $(STAMP)  ## run the tests that take seconds
+	$(PYTEST) -m "not slow and not integration"
+
+lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(STAMP)  ## format the code
+format: $(STAMP)  ## format the code and sort imports
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: $(STAMP)  ## write constraints.txt anew; versions stay unless a requirement forbids them
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-annotate --no-header \
-		--output-file constraints.txt setup.py
-	sed -i '1i # The versions everything is tested with, for Python 3.10 to 3.12; `make lock` renews this file.' constraints.txt
+docs: $(STAMP)  ## build the documentation in docs/_build/html, offline; warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-annotate --no-header
+
+lock: $(STAMP)  ## update constraints.txt (changes only what must change) and constraints-newest.txt (the newest of all)
+	$(LOCK) --output-file constraints.txt pyproject.toml
+	sed -i '1i # The versions everything is tested with, for Python 3.10 to 3.12. Update with `make lock`.' constraints.txt
+	$(LOCK) --upgrade --output-file constraints-newest.txt pyproject.toml
+	sed -i '1i # The newest versions that resolve. Update with `make lock`, test with `make test CONSTRAINTS=constraints-newest.txt`.' \
+		constraints-newest.txt
 
 bench: $(STAMP)  ## speed and memory of encode and decode on this machine
 	$(BIN)/python benchmarks/speed.py
 
-bench-pretraining: $(STAMP)  ## seconds and memory of a training step, ours and the reference's way
+bench-pretraining: $(STAMP)  ## seconds and memory of a training step, compared with the reference's way
 	$(BIN)/python benchmarks/pretraining.py
 
-nano: $(STAMP)  ## train WavCube-nano from nothing in $(NANO)/, hours on a CPU; resumes
+nano: $(STAMP)  ## train WavCube-nano from scratch in $(NANO)/; hours on a CPU, resumes
 	PYTHON="$(CURDIR)/$(BIN)/python" speechbrain_hparams/pretrain/nano/run.sh $(NANO)
 
-tts: $(STAMP)  ## train zero-shot TTS on synthesised speech with ESPnet in $(TTS)/, 90 minutes of a core; resumes
+tts: $(STAMP)  ## train zero-shot TTS on synthesised speech with ESPnet in $(TTS)/, 90 minutes on one core, resumes
 	espnet_recipe/tts1/run.sh --corpus mini --python "$(CURDIR)/$(BIN)/python" \
 		--datadir "$(CURDIR)/$(TTS)/data" --dumpdir "$(CURDIR)/$(TTS)/dump" --expdir "$(CURDIR)/$(TTS)/exp"
 
-superb-mini: $(STAMP)  ## every task of SUPERB on a small synthesised set, through s3prl, in $(SUPERB)/; 100 minutes on two cores, resumes
+superb-mini: $(STAMP)  ## all SUPERB tasks on small synthesised sets, through s3prl, in $(SUPERB)/; 100 minutes on two cores, resumes
 	$(BIN)/wavcube superb mini $(SUPERB)
 
-clean:  ## remove what the targets made
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info
+clean:  ## remove the environment, the builds and the demo's report
+	rm -rf $(VENV) $(DEMO) docs/_build build dist *.egg-info

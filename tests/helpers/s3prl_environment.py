@@ -82,7 +82,7 @@ def source_tree() -> Path:
     """Copy what a build reads, since a build writes into its source tree."""
     tree = scratch() / "source"
     tree.mkdir()
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     for name in ("wavcube_plugins", "s3prl_upstream"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
