@@ -24,7 +24,7 @@ from wavcube_plugins.evaluation import Comparison
 from wavcube_plugins.superb import workspace as copies
 from wavcube_plugins.synthetic import make_speech
 from wavcube_plugins.synthetic.bundled import FOLDER, Utterance, bundled_speech, split
-from wavcube_plugins.synthetic.espeak import PHONES, Synthesiser
+from wavcube_plugins.synthetic.espeak import PHONES, EspeakSynthesiser
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_the_speech_is_what_its_list_says(utterances):
 @pytest.mark.parametrize(("speaker", "number"), [(0, 0), (7, 11)])
 def test_making_the_speech_again_gives_the_same_samples(utterances, speaker, number):
     who = make_speech.SPEAKERS[speaker]
-    with Synthesiser() as synthesiser:
+    with EspeakSynthesiser() as synthesiser:
         waveform, speech = make_speech.say(synthesiser, who, number)
     utterance = next(item for item in utterances if item.name == f"{who.name}_{number + 1:02d}")
     stored, _ = soundfile.read(utterance.path, dtype="int16")

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from wavcube_plugins.synthetic import espeak as synthesis
-from wavcube_plugins.synthetic.espeak import ACCENTS, PHONES, Synthesiser, SynthesisError, Voice
+from wavcube_plugins.synthetic.espeak import ACCENTS, PHONES, EspeakSynthesiser, SynthesisError, Voice
 
 TEXT = "Two big dogs barked, and the cat ran past the gate."
 
 
 @pytest.fixture(scope="module")
 def synthesiser():
-    with Synthesiser() as synthesiser:
+    with EspeakSynthesiser() as synthesiser:
         yield synthesiser
 
 
@@ -106,7 +106,7 @@ def test_nothing_of_what_was_said_before_remains(synthesiser, speech):
     again = synthesiser.speak(TEXT)
     assert torch.equal(again.waveform, speech.waveform)
     assert again.phones == speech.phones
-    with Synthesiser() as other:
+    with EspeakSynthesiser() as other:
         assert torch.equal(other.speak(TEXT).waveform, speech.waveform)
 
 
@@ -115,7 +115,7 @@ def test_another_user_of_the_library_changes_nothing(speech):
 
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     assert library.espeak_Initialize(2, 0, espeakng_loader.get_data_path().encode(), 0x8000) > 0
-    with Synthesiser() as synthesiser:
+    with EspeakSynthesiser() as synthesiser:
         assert torch.equal(synthesiser.speak(TEXT).waveform, speech.waveform)
 
 
@@ -142,7 +142,7 @@ def test_rate_pitch_and_volume_are_heard(synthesiser):
 def test_waveforms_have_the_wanted_rate(speech):
     assert speech.waveform.dtype == torch.float32 and speech.waveform.ndim == 1
     assert speech.waveform.abs().max() <= 1
-    with Synthesiser(sample_rate=8000) as low:
+    with EspeakSynthesiser(sample_rate=8000) as low:
         assert len(low.speak(TEXT).waveform) == pytest.approx(len(speech.waveform) / 2, abs=1)
 
 
@@ -178,7 +178,7 @@ def test_every_word_of_the_package_has_phones(synthesiser):
         (lambda s: s.speak("hello", "fr-fr"), "unknown accent 'fr-fr'"),
         (lambda s: Voice(rate=1000), "rate must be a whole number in 80 … 450, got 1000"),
         (lambda s: Voice(pitch=0.5), "pitch must be a whole number"),
-        (lambda s: Synthesiser(sample_rate=0), "sample_rate must be positive"),
+        (lambda s: EspeakSynthesiser(sample_rate=0), "sample_rate must be positive"),
     ],
 )
 def test_bad_requests_say_what_is_wrong(synthesiser, make, message):
@@ -193,7 +193,7 @@ def test_an_unknown_phone_is_an_error(synthesiser, monkeypatch):
 
 
 def test_a_closed_synthesiser_says_so():
-    synthesiser = Synthesiser()
+    synthesiser = EspeakSynthesiser()
     synthesiser.close()
     with pytest.raises(SynthesisError, match="closed"):
         synthesiser.speak("hello")
@@ -203,7 +203,7 @@ def test_a_missing_wheel_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     synthesis._wheel.cache_clear()
     with pytest.raises(ImportError, match=r"pip install 'wavcube-plugins\[synthesis\]'"):
-        Synthesiser()
+        EspeakSynthesiser()
 
 
 def test_a_long_path_to_the_data_is_no_obstacle(tmp_path, monkeypatch, speech):
@@ -212,7 +212,7 @@ def test_a_long_path_to_the_data_is_no_obstacle(tmp_path, monkeypatch, speech):
     deep.mkdir(parents=True)
     (deep / "data").symlink_to(synthesis._data_folder(), target_is_directory=True)
     monkeypatch.setattr(synthesis, "_data_folder", lambda: deep / "data")
-    with Synthesiser() as synthesiser:
+    with EspeakSynthesiser() as synthesiser:
         assert torch.equal(synthesiser.speak(TEXT).waveform, speech.waveform)
 
 

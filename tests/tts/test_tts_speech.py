@@ -13,7 +13,7 @@ from wavcube_plugins.audio import read_audio
 from wavcube_plugins.evaluation import stoi
 from wavcube_plugins.evaluation.recogniser import load_recogniser
 from wavcube_plugins.models.mel import mel_spectrogram, mel_to_waveform
-from wavcube_plugins.synthetic.espeak import Synthesiser
+from wavcube_plugins.synthetic.espeak import EspeakSynthesiser
 from wavcube_plugins.synthetic.mini import make_mini, read_mini
 from wavcube_plugins.tts import FlowConfig, FlowMatching, LatentNorm
 
@@ -56,7 +56,7 @@ def test_the_recogniser_hears_speech_latents_and_mel(recogniser):
 
 
 def test_it_hears_a_voice_it_was_not_trained_on_and_no_words_in_noise(recogniser):
-    with Synthesiser() as synthesiser:
+    with EspeakSynthesiser() as synthesiser:
         speech = synthesiser.speak("the small dog bought a red boat", "en-us+m4")
     said = [segment.label for segment in speech.phones]
     assert recogniser.error_rate([(speech.waveform, said)]) < 0.5

@@ -37,7 +37,7 @@ from tqdm import tqdm
 from wavcube_plugins.audio import resample
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.nano.sentences import NAMES, draw_sentence
-from wavcube_plugins.synthetic.espeak import Synthesiser, SynthesisError, Voice, draw_voice
+from wavcube_plugins.synthetic.espeak import EspeakSynthesiser, SynthesisError, Voice, draw_voice
 from wavcube_plugins.synthetic.make_speech import SPEAKERS as DEMO_SPEAKERS
 
 SAMPLE_RATE = 16000
@@ -148,7 +148,7 @@ class Studio:
     def __init__(self, seed: int, pico: bool):
         self.seed = seed
         self.speakers = make_speakers(seed, pico)
-        self.synthesiser = Synthesiser(sample_rate=SAMPLE_RATE)
+        self.synthesiser = EspeakSynthesiser(sample_rate=SAMPLE_RATE)
 
     def utterance(self, split: str, index: int) -> tuple[np.ndarray, dict]:
         """Return an utterance's samples (T,) in -1 … 1 and its line of the manifest."""

@@ -382,7 +382,7 @@ def _snips(folder: Path, source: Path) -> None:
 
 def _vcc2020(folder: Path, source: Path) -> None:
     """Two women and two men are targets; four others say what is converted; the targets say it too, as references."""
-    from wavcube_plugins.synthetic.espeak import Synthesiser, SynthesisError
+    from wavcube_plugins.synthetic.espeak import EspeakSynthesiser, SynthesisError
     from wavcube_plugins.synthetic.mini import draw_sentence, make_speakers
 
     counts = {"E_train_list.txt": 30, "E_dev_list.txt": 3, "eval_list.txt": 6}
@@ -397,7 +397,7 @@ def _vcc2020(folder: Path, source: Path) -> None:
     people = {name: next(women if name[2] == "F" else men) for name in (*_SOURCES, *TARGET_SPEAKERS)}
     generator = random.Random(0)
     prompts = []
-    with Synthesiser(sample_rate=_VC_RATE) as synthesiser:
+    with EspeakSynthesiser(sample_rate=_VC_RATE) as synthesiser:
         for name, found in numbers.items():
             speakers = list(people) if name == "eval_list.txt" else list(TARGET_SPEAKERS)
             for number in found:

@@ -1,7 +1,7 @@
 """Speech synthesised with exact phone labels, by espeak-ng's library as the PyPI wheel `espeakng-loader` carries it.
 
->>> from wavcube_plugins.synthetic.espeak import Synthesiser, Voice
->>> with Synthesiser() as synthesiser:
+>>> from wavcube_plugins.synthetic.espeak import EspeakSynthesiser, Voice
+>>> with EspeakSynthesiser() as synthesiser:
 ...     speech = synthesiser.speak("A dog barked.", Voice("en-us", "f3", rate=160))
 >>> [phone.label for phone in speech.phones]
 ['AH', 'D', 'AA', 'G', 'B', 'AA', 'R', 'K', 'T', 'SIL']
@@ -200,7 +200,7 @@ def draw_voice(generator: random.Random) -> Voice:
     )
 
 
-class Synthesiser:
+class EspeakSynthesiser:
     """A private copy of espeak-ng's library.
 
     The library keeps its state in global variables, some of which outlive an utterance, and starts its noise from the
@@ -231,7 +231,7 @@ class Synthesiser:
             os.symlink(self._data, link, target_is_directory=True)
             self._data = link
 
-    def __enter__(self) -> Synthesiser:
+    def __enter__(self) -> EspeakSynthesiser:
         return self
 
     def __exit__(self, *_) -> None:
@@ -453,8 +453,8 @@ def _remove_folder(folder: str, process: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _unpickle(sample_rate: int) -> Synthesiser:
-    return Synthesiser(sample_rate=sample_rate)
+def _unpickle(sample_rate: int) -> EspeakSynthesiser:
+    return EspeakSynthesiser(sample_rate=sample_rate)
 
 
 # Measured on one sentence: hardly voiced, clipped by the library itself, or drowned in an effect.

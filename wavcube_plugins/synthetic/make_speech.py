@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.synthetic.bundled import COLUMNS, FOLDER, SAMPLE_RATE, TRANSCRIPTS
-from wavcube_plugins.synthetic.espeak import SILENCE, Speech, Synthesiser, Voice
+from wavcube_plugins.synthetic.espeak import SILENCE, EspeakSynthesiser, Speech, Voice
 
 # Peak of every utterance, and the silence left around the words, in seconds.
 _PEAK = 0.25
@@ -221,7 +221,7 @@ SPEAKERS = (
 )
 
 
-def say(synthesiser: Synthesiser, speaker: Speaker, number: int) -> tuple[Tensor, Speech]:
+def say(synthesiser: EspeakSynthesiser, speaker: Speaker, number: int) -> tuple[Tensor, Speech]:
     """Say one of a speaker's sentences.
 
     Returns:
@@ -238,7 +238,7 @@ def say(synthesiser: Synthesiser, speaker: Speaker, number: int) -> tuple[Tensor
 def make(folder: Path) -> list[tuple[str, ...]]:
     """Write all utterances and their transcripts into a folder, and return the transcripts' rows."""
     rows = []
-    with Synthesiser(sample_rate=SAMPLE_RATE) as synthesiser:
+    with EspeakSynthesiser(sample_rate=SAMPLE_RATE) as synthesiser:
         for speaker in SPEAKERS:
             for number, sentence in enumerate(speaker.sentences):
                 waveform, speech = say(synthesiser, speaker, number)

@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from wavcube_plugins.audio import resample
 from wavcube_plugins.files import atomic_path
-from wavcube_plugins.synthetic.espeak import Synthesiser, SynthesisError, Voice
+from wavcube_plugins.synthetic.espeak import EspeakSynthesiser, SynthesisError, Voice
 
 SAMPLE_RATE = 16000
 TASKS = ("read", "verification", "keywords", "commands", "emotion", "mixture", "noisy")
@@ -124,7 +124,7 @@ def make_mini(
         return
     total = sum(max(0, count - len(made[split])) for split, count in todo.items())
     with (
-        Synthesiser(sample_rate=SAMPLE_RATE) as synthesiser,
+        EspeakSynthesiser(sample_rate=SAMPLE_RATE) as synthesiser,
         tqdm(total=total, desc=f"mini {task}", unit="utt", disable=not progress) as bar,
     ):
         studio = _Studio(synthesiser, task, speakers, seed)
@@ -186,7 +186,7 @@ def make_speakers(count: int, seed: int, group: str) -> list[MiniSpeaker]:
 
 
 class _Studio:
-    def __init__(self, synthesiser: Synthesiser, task: str, speakers: int, seed: int):
+    def __init__(self, synthesiser: EspeakSynthesiser, task: str, speakers: int, seed: int):
         self.synthesiser, self.task, self.seed = synthesiser, task, seed
         self.counts: dict[str, int] = {}  # phones of words
         self.speakers = {split: make_speakers(speakers, seed, "spk") for split in SPLITS}
