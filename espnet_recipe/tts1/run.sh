@@ -104,7 +104,7 @@ fi
 if wanted 7; then
     for set in ${test_sets}; do
         # tts.sh gives each utterance its own recording; prompts come along by these options.
-        "${python}" -m wavcube_plugins.data.kaldi prompts "${raw}/${set}" --given "data/${set}" \
+        "${python}" -m wavcube_plugins.espnet.recipe prompts "${raw}/${set}" --given "data/${set}" \
             --source "${raw}/${prompt_set:-${set}}" --token_list "${dumpdir}/token_list/char/tokens.txt"
         "${stock[@]}" --stage 7 --stop_stage 7 --test_sets "${set}" --inference_tag "${tag}" --inference_args \
             "--data_path_and_name_and_type ${raw}/${set}/prompt_text,prompt_text,text --data_path_and_name_and_type ${raw}/${set}/prompt.scp,prompt_speech,sound ${inference_args}"

@@ -13,8 +13,9 @@ from helpers.paths import ROOT
 
 from wavcube_plugins import load_model
 from wavcube_plugins.cli import main as wavcube
-from wavcube_plugins.data import kaldi as data
+from wavcube_plugins.data import kaldi
 from wavcube_plugins.espnet import register
+from wavcube_plugins.espnet.preparation import prepare_mini
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,10 +52,10 @@ ASR = {
 def corpus(tmp_path_factory):
     """Four utterances as a data folder, their latents by `wavcube extract`, and a token list."""
     folder = tmp_path_factory.mktemp("espnet")
-    data.prepare_mini(folder, {"train": 4}, speakers=2, corpus=folder / "audio")
+    prepare_mini(folder, {"train": 4}, speakers=2, corpus=folder / "audio")
     (folder / "tokens.txt").write_text("\n".join(["<blank>", "<unk>", "<space>", *LETTERS, "<sos/eos>"]) + "\n")
     assert wavcube(["extract", str(folder / "train" / "wav.scp"), str(folder / "latents"), "--model", "nano"]) == 0
-    data.format_folder(folder / "train", folder / "train", fs=16000)
+    kaldi.format_folder(folder / "train", folder / "train", fs=16000)
     return folder
 
 
@@ -141,7 +142,7 @@ def test_latents_from_disk_train_like_waveforms(corpus, tmp_path):
         courses.append(losses(out))
     assert courses[1] == pytest.approx(courses[0], rel=2e-3)  # float16 on disk
     shapes = dict(line.split() for line in (corpus / "latents" / "feats_shape").open())
-    assert shapes.keys() == data.read_table(corpus / "train" / "text").keys()
+    assert shapes.keys() == kaldi.read_table(corpus / "train" / "text").keys()
     model, _ = ASRTask.build_model_from_file(out / "config.yaml", out / "latest.pth", "cpu")
     encoded, lengths = model.encode(torch.randn(1, 16000), torch.tensor([16000]))
     assert encoded.shape[1] == lengths[0] > 20  # trained from disk, and takes a waveform

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from wavcube_plugins.audio import read_audio
-from wavcube_plugins.data import kaldi as data
+from wavcube_plugins.data import kaldi
 from wavcube_plugins.espnet import register, run
 from wavcube_plugins.espnet.inference import Text2Speech, WavCubeTTSTask
 from wavcube_plugins.espnet.tts import WavCubeCFM
@@ -91,9 +91,9 @@ def text2speech(trained):
 
 @pytest.fixture
 def prompt(corpus):
-    table = data.read_table(corpus / "prompt.scp")
+    table = kaldi.read_table(corpus / "prompt.scp")
     key = next(iter(table))
-    return {"prompt_speech": read_audio(table[key]), "prompt_text": data.read_table(corpus / "prompt_text")[key]}
+    return {"prompt_speech": read_audio(table[key]), "prompt_text": kaldi.read_table(corpus / "prompt_text")[key]}
 
 
 def history(out, split):
@@ -127,7 +127,7 @@ def test_a_checkpoint_holds_the_average_and_nothing_frozen(trained):
 
 
 def test_the_features_are_normalised_by_the_collected_statistics(text2speech, corpus):
-    waveforms = [read_audio(path) for path in data.read_table(corpus / "wav.scp").values()]
+    waveforms = [read_audio(path) for path in kaldi.read_table(corpus / "wav.scp").values()]
     latents = torch.cat([text2speech.feats_extract(waveform[None])[0][0] for waveform in waveforms])
     normal = text2speech.normalize(latents[None].clone())[0][0]
     torch.testing.assert_close(normal.mean(0), torch.zeros(32), atol=1e-3, rtol=0)
@@ -272,7 +272,7 @@ def decode(corpus, trained, out, *more, prompts=True):
 
 
 def test_the_command_line_does_what_python_does(corpus, trained, text2speech, tmp_path):
-    keys = list(data.read_table(corpus / "text"))
+    keys = list(kaldi.read_table(corpus / "text"))
     (tmp_path / "keys").write_text(f"{keys[1]}\n{keys[4]}\n")
     options = tmp_path / "decode.yaml"
     options.write_text(yaml.safe_dump({"steps": 2, "guidance": 1.0, "speed": 1.5, "seed": 7}))
@@ -281,9 +281,9 @@ def test_the_command_line_does_what_python_does(corpus, trained, text2speech, tm
     for key in (keys[1], keys[4]):
         found, rate = soundfile.read(tmp_path / "out" / "wav" / f"{key}.wav", dtype="float32")
         expected = text2speech(
-            data.read_table(corpus / "text")[key],
-            prompt_speech=read_audio(data.read_table(corpus / "prompt.scp")[key]),
-            prompt_text=data.read_table(corpus / "prompt_text")[key],
+            kaldi.read_table(corpus / "text")[key],
+            prompt_speech=read_audio(kaldi.read_table(corpus / "prompt.scp")[key]),
+            prompt_text=kaldi.read_table(corpus / "prompt_text")[key],
             steps=2,
             guidance=1.0,
             speed=1.5,
@@ -296,7 +296,7 @@ def test_the_command_line_does_what_python_does(corpus, trained, text2speech, tm
 
 
 def test_plain_synthesis_from_the_command_line(corpus, trained, text2speech, tmp_path):
-    key, text = next(iter(data.read_table(corpus / "text").items()))
+    key, text = next(iter(kaldi.read_table(corpus / "text").items()))
     (tmp_path / "keys").write_text(f"{key}\n")
     more = ("--key_file", str(tmp_path / "keys"), "--steps", "2")
     assert decode(corpus, trained, tmp_path / "out", *more, prompts=False) == 0
@@ -312,13 +312,13 @@ def break_prompt_text(corpus, folder):
 
 def break_rate(corpus, folder):
     soundfile.write(folder / "slow.wav", np.zeros(8000), 8000)
-    lines = [f"{key} {folder}/slow.wav\n" for key in data.read_table(corpus / "text")]
+    lines = [f"{key} {folder}/slow.wav\n" for key in kaldi.read_table(corpus / "text")]
     (folder / "prompt.scp").write_text("".join(lines))
     return [f"{corpus}/prompt_text,prompt_text,text", f"{folder}/prompt.scp,prompt_speech,sound"]
 
 
 def break_file(corpus, folder):
-    lines = [f"{key} {folder}/gone.wav\n" for key in data.read_table(corpus / "text")]
+    lines = [f"{key} {folder}/gone.wav\n" for key in kaldi.read_table(corpus / "text")]
     (folder / "prompt.scp").write_text("".join(lines))
     return [f"{corpus}/prompt_text,prompt_text,text", f"{folder}/prompt.scp,prompt_speech,sound"]
 

@@ -13,7 +13,8 @@ import soundfile
 import torch
 from helpers.paths import ROOT
 
-from wavcube_plugins.data import kaldi as data
+from wavcube_plugins.data import kaldi
+from wavcube_plugins.espnet import preparation, recipe
 from wavcube_plugins.evaluation import tts_scores as score
 from wavcube_plugins.synthetic.mini import read_mini
 
@@ -56,16 +57,16 @@ def test_tts_from_nothing_to_recordings(tts):
     folder, result = tts
     assert [line for line in result.stdout.splitlines() if line.startswith("2epoch results")]
     out = folder / "exp/tts_train_mini_char/decode_valid.loss.best/test"
-    recordings = data.read_table(out / "wav/wav.scp")
-    assert recordings.keys() == data.read_table(folder / "data/test/text").keys()
+    recordings = kaldi.read_table(out / "wav/wav.scp")
+    assert recordings.keys() == kaldi.read_table(folder / "data/test/text").keys()
     for path in recordings.values():
         samples, rate = soundfile.read(folder / path)
         assert rate == 16000 and len(samples) > 8000 and np.isfinite(samples).all() and np.abs(samples).max() > 1e-3
     # Prompts are other sentences of the same speaker.
-    prompts, texts = (data.read_table(folder / "dump/raw/test" / name) for name in ("prompt.scp", "prompt_text"))
+    prompts, texts = (kaldi.read_table(folder / "dump/raw/test" / name) for name in ("prompt.scp", "prompt_text"))
     for key, path in prompts.items():
         assert Path(path).stem.startswith("read-train-") and texts[key] in (folder / "data/train/text").read_text()
-        assert data.read_table(folder / "data/train/utt2spk")[f"{key[:5]}-{Path(path).stem}"] == key[:5]
+        assert kaldi.read_table(folder / "data/train/utt2spk")[f"{key[:5]}-{Path(path).stem}"] == key[:5]
     assert not [name for name in torch.load(folder / "exp/tts_train_mini_char/latest.pth") if "feats_extract" in name]
 
 
@@ -126,18 +127,18 @@ def test_what_is_wrong_with_data_is_one_sentence(tts, tmp_path, capsys):
     shutil.copytree(tts[0] / "dump/raw/test", tmp_path / "test")
     shutil.copytree(tts[0] / "data/test", tmp_path / "given")
     tokens = tts[0] / "dump/token_list/char/tokens.txt"
-    texts = data.read_table(tmp_path / "test/text")
+    texts = kaldi.read_table(tmp_path / "test/text")
     first, *_ = texts
 
     def sentence(*arguments):
-        assert data.main([*map(str, arguments)]) == 2
+        assert recipe.main([*map(str, arguments)]) == 2
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1
         return lines[0]
 
     prompts = ("prompts", tmp_path / "test", "--given", tmp_path / "given", "--source", tts[0] / "dump/raw/train")
-    assert data.main([*map(str, prompts), "--token_list", str(tokens)]) == 0
-    data.write_table(tmp_path / "test/text", {**texts, first: "naïve Ω"})
+    assert recipe.main([*map(str, prompts), "--token_list", str(tokens)]) == 0
+    kaldi.write_table(tmp_path / "test/text", {**texts, first: "naïve Ω"})
     said = sentence(*prompts, "--token_list", tokens)
     assert f"test/text: {first} has characters that the model was not trained on, 'ï' 'Ω'" in said
     assert "no such token list; run --stage 4 first" in sentence("check", tmp_path / "test", "--token_list", "nix.txt")
@@ -145,27 +146,27 @@ def test_what_is_wrong_with_data_is_one_sentence(tts, tmp_path, capsys):
     for seconds, rate, how in [(0.4, 16000, "too short, 0.40 s"), (13.0, 22050, "too long, 13.00 s")]:
         prompt = tmp_path / "prompt.wav"
         soundfile.write(prompt, np.zeros(int(seconds * rate)), rate)
-        data.write_table(tmp_path / "given/prompt.scp", dict.fromkeys(texts, prompt))
-        data.write_table(tmp_path / "given/prompt_text", dict.fromkeys(texts, "a prompt"))
+        kaldi.write_table(tmp_path / "given/prompt.scp", dict.fromkeys(texts, prompt))
+        kaldi.write_table(tmp_path / "given/prompt_text", dict.fromkeys(texts, "a prompt"))
         said = sentence(*prompts)
         assert how in said and "prompt.wav" in said
-    data.write_table(tmp_path / "given/prompt_text", {"other": "a prompt"})
+    kaldi.write_table(tmp_path / "given/prompt_text", {"other": "a prompt"})
     assert f"prompt_text: {first} is missing; a prompt needs a recording and its transcript" in sentence(*prompts)
 
     prompt.write_text("no audio")
-    data.write_table(tmp_path / "test/text", texts)
-    data.write_table(tmp_path / "test/wav.scp", dict.fromkeys(texts, prompt))
+    kaldi.write_table(tmp_path / "test/text", texts)
+    kaldi.write_table(tmp_path / "test/wav.scp", dict.fromkeys(texts, prompt))
     assert "prompt.wav" in sentence("format", tmp_path, tmp_path / "out", "test", "--fs", "16k")
     soundfile.write(prompt, np.zeros(8000), 8000)
     assert "has 8000 Hz, the model takes 16000 Hz" in sentence("check", tmp_path / "test", "--fs", "16000")
-    data.write_table(tmp_path / "test/wav.scp", dict.fromkeys(texts, "sox a.wav -t wav - |"))
+    kaldi.write_table(tmp_path / "test/wav.scp", dict.fromkeys(texts, "sox a.wav -t wav - |"))
     assert "is a pipe, which needs Kaldi's tools" in sentence(
         "format", tmp_path, tmp_path / "out", "test", "--fs", "16k"
     )
-    data.write_table(tmp_path / "test/wav.scp", {"stranger": prompt})
+    kaldi.write_table(tmp_path / "test/wav.scp", {"stranger": prompt})
     assert "is in wav.scp but not in text" in sentence("check", tmp_path / "test")
     (tmp_path / "test/text").write_text(f"{first}\n")
-    assert f"text:1: {first} has nothing behind it" in sentence("check", tmp_path / "test")
+    assert f"text:1: {first} has no value" in sentence("check", tmp_path / "test")
 
 
 def write_script(path, *lines):
@@ -182,8 +183,8 @@ def calls_of(script):
     noted = script.with_name("calls.txt").read_text()
     calls = [call.split("\n")[:-1] for call in noted.split("--end\n")[:-1]]
     for call in calls:
-        if call[1] == "wavcube_plugins.data.kaldi":
-            data._parser().parse_args(call[2:])
+        if call[1] == "wavcube_plugins.espnet.recipe":
+            recipe.make_parser().parse_args(call[2:])
     return calls
 
 
@@ -252,7 +253,7 @@ def test_a_checkout_runs_the_stages_of_tts_sh(tmp_path):
         assert (given["--test_sets"], given["--dumpdir"], given["--expdir"]) == (sets, "dumped", "out")
         if stages == "77":
             assert f"dumped/raw/{sets}/prompt.scp,prompt_speech,sound" in given["--inference_args"]
-    chosen = [data._parser().parse_args(call[2:]) for call in calls_of(python)]
+    chosen = [recipe.make_parser().parse_args(call[2:]) for call in calls_of(python)]
     assert [str(one.folder) for one in chosen] == ["dumped/raw/test", "dumped/raw/more"]
     assert {(str(one.source), str(one.token_list)) for one in chosen} == {
         ("dumped/raw/train", "dumped/token_list/char/tokens.txt")
@@ -310,7 +311,7 @@ def test_spaces_in_paths_and_the_model_of_cached_latents(tmp_path, task):
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     calls = calls_of(python)
     assert not [word for call in calls for word in call if word.startswith("two")]
-    ours = [call[2:] for call in calls if call[1] == "wavcube_plugins.data.kaldi"]
+    ours = [call[2:] for call in calls if call[1] == "wavcube_plugins.espnet.recipe"]
     assert {call[0] for call in ours} >= {"mini", "format", "check", "split"}
     assert {call[3] for call in calls if call[1] == "wavcube_plugins.espnet.run"} == {
         f"espnet2.bin.{name}"
@@ -343,7 +344,7 @@ def test_spaces_in_paths_and_the_model_of_cached_latents(tmp_path, task):
 )
 def test_cached_latents_are_those_of_the_configuration(tmp_path, written, arguments, found, capsys):
     (tmp_path / "train.yaml").write_text(written + "\n")
-    assert data.main(["latents", "asr", "--config", str(tmp_path / "train.yaml"), *arguments.split()]) == 0
+    assert recipe.main(["latents", "asr", "--config", str(tmp_path / "train.yaml"), *arguments.split()]) == 0
     assert capsys.readouterr().out.splitlines() == ["--model", found[0], "--dtype", found[1]]
     if "frontend_conf" not in arguments:
         written, arguments = (
@@ -351,7 +352,7 @@ def test_cached_latents_are_those_of_the_configuration(tmp_path, written, argume
             arguments.replace("frontend", "feats_extract"),
         )
         (tmp_path / "train.yaml").write_text(written + "\n")
-        options = data.extract_options("tts", ["--config", str(tmp_path / "train.yaml"), *arguments.split()])
+        options = preparation.extract_options("tts", ["--config", str(tmp_path / "train.yaml"), *arguments.split()])
         assert options == ["--model", found[0], "--dtype", found[1]]
 
 
@@ -382,20 +383,20 @@ def test_cached_latents_are_those_of_the_configuration(tmp_path, written, argume
 )
 def test_latents_that_cannot_be_cached_are_one_sentence(tmp_path, written, arguments, sentence, capsys):
     (tmp_path / "train.yaml").write_text(written + "\n")
-    assert data.main(["latents", "asr", "--config", str(tmp_path / "train.yaml"), *arguments.split()]) == 2
+    assert recipe.main(["latents", "asr", "--config", str(tmp_path / "train.yaml"), *arguments.split()]) == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert sentence in said
 
 
 def test_tables_are_split_where_kaldi_splits_them(tmp_path):
     (tmp_path / "text").write_text("a\tone two\r\n  b  three\u2028four\x0bfive \n\nc\t six\n", encoding="utf-8")
-    table = data.read_table(tmp_path / "text")
+    table = kaldi.read_table(tmp_path / "text")
     assert table == {"a": "one two", "b": "three\u2028four\x0bfive", "c": "six"}
-    data.write_table(tmp_path / "again", table)
-    assert data.read_table(tmp_path / "again") == table
+    kaldi.write_table(tmp_path / "again", table)
+    assert kaldi.read_table(tmp_path / "again") == table
     (tmp_path / "text").write_text("a\t\n")
-    with pytest.raises(data.DataError, match="text:1: a has nothing behind it"):
-        data.read_table(tmp_path / "text")
+    with pytest.raises(kaldi.KaldiError, match="text:1: a has no value"):
+        kaldi.read_table(tmp_path / "text")
 
 
 def test_a_conversion_is_made_anew_for_another_source(tmp_path):
@@ -403,14 +404,14 @@ def test_a_conversion_is_made_anew_for_another_source(tmp_path):
 
     def formatted(name, samples, rate):
         soundfile.write(tmp_path / name, noise[:samples], rate)
-        data.write_folder(tmp_path / "data", {"s-a": data.Entry(str(tmp_path / name), "hello", "s")})
+        kaldi.write_folder(tmp_path / "data", {"s-a": kaldi.Entry(str(tmp_path / name), "hello", "s")})
         return reformatted()
 
     def reformatted():
-        data.format_folder(tmp_path / "data", tmp_path / "dump", fs=16000)
-        path = Path(data.read_table(tmp_path / "dump/wav.scp")["s-a"])
-        data.check_folder(tmp_path / "dump", fs=16000)
-        samples = int(data.read_table(tmp_path / "dump/utt2num_samples")["s-a"])
+        kaldi.format_folder(tmp_path / "data", tmp_path / "dump", fs=16000)
+        path = Path(kaldi.read_table(tmp_path / "dump/wav.scp")["s-a"])
+        kaldi.check_folder(tmp_path / "dump", fs=16000)
+        samples = int(kaldi.read_table(tmp_path / "dump/utt2num_samples")["s-a"])
         assert soundfile.info(path).frames == samples
         return path, samples, path.stat().st_mtime_ns
 
@@ -421,16 +422,16 @@ def test_a_conversion_is_made_anew_for_another_source(tmp_path):
     # A recording that needed no conversion, and needs one now: what `check` says helps.
     assert formatted("one.wav", 9000, 16000)[0] == tmp_path / "one.wav"
     soundfile.write(tmp_path / "one.wav", noise, 8000)
-    with pytest.raises(data.DataError, match="has 8000 Hz, the model takes 16000 Hz; run --stage 2 again"):
-        data.check_folder(tmp_path / "dump", fs=16000)
+    with pytest.raises(kaldi.KaldiError, match="has 8000 Hz, the model takes 16000 Hz; run --stage 2 again"):
+        kaldi.check_folder(tmp_path / "dump", fs=16000)
     assert reformatted()[1] == 32000
 
     for name, samples in (("one.wav", 8000), ("one.wav", 16000), ("other.wav", 12000)):
         soundfile.write(tmp_path / name, noise[:samples], 8000)
-        data.write_table(tmp_path / "given/prompt.scp", {"s-a": tmp_path / name})
-        data.write_table(tmp_path / "given/prompt_text", {"s-a": "a prompt"})
-        data.make_prompts(tmp_path / "dump", given=tmp_path / "given")
-        assert soundfile.info(data.read_table(tmp_path / "dump/prompt.scp")["s-a"]).frames == 2 * samples
+        kaldi.write_table(tmp_path / "given/prompt.scp", {"s-a": tmp_path / name})
+        kaldi.write_table(tmp_path / "given/prompt_text", {"s-a": "a prompt"})
+        kaldi.make_prompts(tmp_path / "dump", given=tmp_path / "given")
+        assert soundfile.info(kaldi.read_table(tmp_path / "dump/prompt.scp")["s-a"]).frames == 2 * samples
 
 
 def test_corpora_become_data_folders(tmp_path):
@@ -440,58 +441,62 @@ def test_corpora_become_data_folders(tmp_path):
         stem.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(f"{stem}.wav", speech, 24000)
         Path(f"{stem}.normalized.txt").write_text(words + "\n")
-    assert data.main(["libritts", str(tmp_path), str(tmp_path / "data"), "--valid", "", "--test", ""]) == 2
+    assert recipe.main(["libritts", str(tmp_path), str(tmp_path / "data"), "--valid", "", "--test", ""]) == 2
     other = tmp_path / "LibriTTS/train-other-500/104/1"
     other.mkdir(parents=True)
     soundfile.write(other / "104_1_000000_000000.wav", speech, 24000)
     (other / "104_1_000000_000000.normalized.txt").write_text("More.\n")
     parts = ["--train", "train-clean-100", "--valid", "train-clean-100,train-other-500", "--test", "train-other-500"]
-    assert data.main(["libritts", str(tmp_path), str(tmp_path / "data"), *parts]) == 0
-    assert data.read_table(tmp_path / "data/train/text")["103-1240-000001-000000"] == "Good bye."
-    assert [len(data.read_table(tmp_path / "data" / name / "text")) for name in ("train", "valid", "test")] == [2, 3, 1]
-    data.format_folder(tmp_path / "data/train", tmp_path / "dump", fs=16000, longest=20)
-    assert set(data.read_table(tmp_path / "dump/utt2num_samples").values()) == {"16000"}
-    data.make_prompts(tmp_path / "dump")
-    assert data.read_table(tmp_path / "dump/prompt_text")["103-1240-000000-000000"] == "Good bye."
-    with pytest.raises(data.DataError, match=r"no utterance lasts between None and 0\.5 s"):
-        data.format_folder(tmp_path / "data/train", tmp_path / "dump2", fs=16000, longest=0.5)
+    assert recipe.main(["libritts", str(tmp_path), str(tmp_path / "data"), *parts]) == 0
+    assert kaldi.read_table(tmp_path / "data/train/text")["103-1240-000001-000000"] == "Good bye."
+    assert [len(kaldi.read_table(tmp_path / "data" / name / "text")) for name in ("train", "valid", "test")] == [
+        2,
+        3,
+        1,
+    ]
+    kaldi.format_folder(tmp_path / "data/train", tmp_path / "dump", fs=16000, longest=20)
+    assert set(kaldi.read_table(tmp_path / "dump/utt2num_samples").values()) == {"16000"}
+    kaldi.make_prompts(tmp_path / "dump")
+    assert kaldi.read_table(tmp_path / "dump/prompt_text")["103-1240-000000-000000"] == "Good bye."
+    with pytest.raises(kaldi.KaldiError, match=r"no utterance lasts between None and 0\.5 s"):
+        kaldi.format_folder(tmp_path / "data/train", tmp_path / "dump2", fs=16000, longest=0.5)
 
     chapter = tmp_path / "LibriSpeech/dev-clean/84/121/84-121.trans.txt"
     chapter.parent.mkdir(parents=True)
     chapter.write_text("84-121-0000 GO DO YOU HEAR\n")
     parts = ["--train", "dev-clean", "--valid", "dev-clean", "--test", "dev-clean"]
-    assert data.main(["librispeech", str(tmp_path / "LibriSpeech"), str(tmp_path / "libri"), *parts]) == 0
-    assert data.read_table(tmp_path / "libri/test/wav.scp")["84-121-0000"].endswith("84/121/84-121-0000.flac")
+    assert recipe.main(["librispeech", str(tmp_path / "LibriSpeech"), str(tmp_path / "libri"), *parts]) == 0
+    assert kaldi.read_table(tmp_path / "libri/test/wav.scp")["84-121-0000"].endswith("84/121/84-121-0000.flac")
 
 
 def test_sub_words(tmp_path):
     text = {f"u{index}": f"the red boat number {index} went down the river again" for index in range(60)}
-    data.write_table(tmp_path / "text", text)
-    assert data.main(["bpe", str(tmp_path / "text"), str(tmp_path / "bpe"), "30"]) == 0
+    kaldi.write_table(tmp_path / "text", text)
+    assert recipe.main(["bpe", str(tmp_path / "text"), str(tmp_path / "bpe"), "30"]) == 0
     tokens = (tmp_path / "bpe/tokens.txt").read_text().splitlines()
     assert tokens[:2] == ["<blank>", "<unk>"] and tokens[-1] == "<sos/eos>" and len(set(tokens)) == 30
     from espnet2.text.sentencepiece_tokenizer import SentencepiecesTokenizer
 
     pieces = SentencepiecesTokenizer(str(tmp_path / "bpe/bpe.model")).text2tokens("the river boat 7")
     assert set(pieces) <= set(tokens)
-    with pytest.raises(data.DataError, match="no 4000 sub-words can be made of 60 texts; lower --nbpe"):
-        data.train_bpe(tmp_path / "text", tmp_path / "bpe2", 4000)
+    with pytest.raises(kaldi.KaldiError, match="60 texts do not give 4000 sub-words; lower --nbpe"):
+        preparation.train_bpe(tmp_path / "text", tmp_path / "bpe2", 4000)
 
 
 def test_lists_are_split_evenly_and_completely(tmp_path):
-    data.write_table(tmp_path / "long", {f"k{index:02}": index for index in range(10)})
-    data.write_table(tmp_path / "short", {f"k{index:02}": index for index in range(4)})
+    kaldi.write_table(tmp_path / "long", {f"k{index:02}": index for index in range(10)})
+    kaldi.write_table(tmp_path / "short", {f"k{index:02}": index for index in range(4)})
     lists = {"a": tmp_path / "long", "b": tmp_path / "short"}
-    assert data.split_keys(tmp_path / "out", 3, lists) == 3 and data.split_keys(tmp_path / "most", 9, lists) == 4
+    assert kaldi.split_keys(tmp_path / "out", 3, lists) == 3 and kaldi.split_keys(tmp_path / "most", 9, lists) == 4
     for folder, count in (("out", 3), ("most", 4)):
         for name, path in lists.items():
-            parts = [data.read_table(tmp_path / folder / f"{name}.{part + 1}.scp") for part in range(count)]
-            assert {key: value for part in parts for key, value in part.items()} == data.read_table(path)
+            parts = [kaldi.read_table(tmp_path / folder / f"{name}.{part + 1}.scp") for part in range(count)]
+            assert {key: value for part in parts for key, value in part.items()} == kaldi.read_table(path)
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_scores_of_text(tmp_path, capsys):
-    data.write_table(tmp_path / "ref", {"a": "the red boat", "b": "go home"})
+    kaldi.write_table(tmp_path / "ref", {"a": "the red boat", "b": "go home"})
     (tmp_path / "hyp").write_text("a\tthe bed boat\nc\n")
     scores = score.score_text(tmp_path / "ref", tmp_path / "hyp")
     assert scores == {"wer": pytest.approx(60), "cer": pytest.approx(100 * 7 / 16), "utterances": 2, "missing": 1}
@@ -503,11 +508,11 @@ def test_scores_of_text(tmp_path, capsys):
 def test_sentences_of_a_speaker_are_joined(tmp_path, capsys):
     sizes = {"train": 7, "test": 3}
     for join, counts in ((1, [1] * 7), (3, [1, 2, 1, 1, 2])):
-        data.prepare_mini(tmp_path, sizes, speakers=2, corpus=tmp_path / "audio", join=join)
+        preparation.prepare_mini(tmp_path, sizes, speakers=2, corpus=tmp_path / "audio", join=join)
         texts, phones, recordings, speakers = (
-            data.read_table(tmp_path / "train" / name) for name in ("text", "phones", "wav.scp", "utt2spk")
+            kaldi.read_table(tmp_path / "train" / name) for name in ("text", "phones", "wav.scp", "utt2spk")
         )
-        assert len(texts) == len(counts) and len(data.read_table(tmp_path / "test/text")) == 3
+        assert len(texts) == len(counts) and len(kaldi.read_table(tmp_path / "test/text")) == 3
         singles = {record["id"]: record for record in read_mini(tmp_path / "audio", "train")}
         for (key, text), count in zip(texts.items(), counts, strict=True):
             own = [one for one in singles.values() if one["speaker"] == speakers[key]]
@@ -518,20 +523,20 @@ def test_sentences_of_a_speaker_are_joined(tmp_path, capsys):
             samples = [soundfile.read(tmp_path / "audio" / one["path"])[0] for one in parts]
             assert np.array_equal(soundfile.read(recordings[key])[0], np.concatenate(samples))
     # In a larger corpus the same name means the same sentences.
-    data.prepare_mini(tmp_path, {"train": 9, "test": 3}, speakers=2, corpus=tmp_path / "audio", join=3)
-    larger = data.read_table(tmp_path / "train/wav.scp")
+    preparation.prepare_mini(tmp_path, {"train": 9, "test": 3}, speakers=2, corpus=tmp_path / "audio", join=3)
+    larger = kaldi.read_table(tmp_path / "train/wav.scp")
     assert len(recordings.keys() & larger) == 4 and all(
         larger.get(key, path) == path for key, path in recordings.items()
     )
-    assert data.main(["mini", str(tmp_path), "--join", "0"]) == 2
+    assert recipe.main(["mini", str(tmp_path), "--join", "0"]) == 2
     assert "--join must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_scores_of_speech(tmp_path):
-    data.prepare_mini(tmp_path, {"test": 3}, speakers=2, corpus=tmp_path / "audio")
+    preparation.prepare_mini(tmp_path, {"test": 3}, speakers=2, corpus=tmp_path / "audio")
     silence = tmp_path / "silence.wav"
     soundfile.write(silence, 1e-4 * np.random.default_rng(0).normal(size=16000), 16000)
-    data.write_table(tmp_path / "bad.scp", dict.fromkeys(data.read_table(tmp_path / "test/text"), silence))
+    kaldi.write_table(tmp_path / "bad.scp", dict.fromkeys(kaldi.read_table(tmp_path / "test/text"), silence))
     good, bad = score.score_speech(
         *(tmp_path / "test/phones", tmp_path / "test/wav.scp", tmp_path / "bad.scp"),
         cache=tmp_path, utterances=30, epochs=4, progress=False,

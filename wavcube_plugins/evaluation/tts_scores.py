@@ -17,7 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from wavcube_plugins.data.kaldi import BAD_INPUT, OK, DataError, read_table
+from wavcube_plugins.data.kaldi import KaldiError, read_table
+from wavcube_plugins.errors import BAD_INPUT, OK
 from wavcube_plugins.files import atomic_path
 
 
@@ -29,11 +30,11 @@ def score_text(reference: str | os.PathLike, hypothesis: str | os.PathLike) -> d
         which count as wrong as a whole.
 
     Raises:
-        DataError: a file is missing, or nothing of the reference was recognised.
+        KaldiError: a file is missing, or nothing of the reference was recognised.
     """
     wanted, found = read_table(reference), _read_results(hypothesis)
     if not wanted.keys() & found:
-        raise DataError(f"{hypothesis}: has none of the utterances of {reference}")
+        raise KaldiError(f"{hypothesis}: has none of the utterances of {reference}")
     pairs = [(text, found.get(key, "")) for key, text in wanted.items()]
     return {
         "wer": _error_rate([(one.split(), other.split()) for one, other in pairs]),
@@ -57,7 +58,7 @@ def score_speech(
         For each of the recordings, `per`, phone error rate in percent, `utterances` and `missing`.
 
     Raises:
-        DataError: a file is missing, or has nothing of the other.
+        KaldiError: a file is missing, or has nothing of the other.
     """
     from wavcube_plugins.audio import read_audio
     from wavcube_plugins.evaluation.recogniser import load_recogniser
@@ -66,7 +67,7 @@ def score_speech(
     lists = [read_table(path) for path in recordings]
     for path, found in zip(recordings, lists, strict=True):
         if not wanted.keys() & found:
-            raise DataError(f"{path}: has none of the utterances of {phones}")
+            raise KaldiError(f"{path}: has none of the utterances of {phones}")
     recogniser = load_recogniser(cache, **training)
     scores = []
     for found in lists:
@@ -136,7 +137,7 @@ def _read_results(path: str | os.PathLike) -> dict[str, str]:
     """Read recognised texts, of which one may be empty."""
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such file; run the decoding stage first")
+        raise KaldiError(f"{path}: no such file; run the decoding stage first")
     lines = (line.strip().split(maxsplit=1) for line in path.open(encoding="utf-8") if line.strip())
     return {key: "".join(text) for key, *text in lines}
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from wavcube_plugins.audio import AudioError, find_audio, read_info
+from wavcube_plugins.data.corpora import CorpusError, librispeech
 from wavcube_plugins.data.extraction import progress_interval
 from wavcube_plugins.data.speech import check_rate
-from wavcube_plugins.errors import InputError
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.synthetic.mini import make_mini, read_mini
 
@@ -34,10 +34,6 @@ TRIALS_NAME = "trials.json"
 PREPARED_NAME = "prepared.json"
 
 _THREADS, _PORTION = 8, 512
-
-
-class CorpusError(InputError):
-    """A corpus is not what was expected; the message names the place and what should be there."""
 
 
 def write_manifests(
@@ -180,16 +176,9 @@ def prepare_librispeech(
         return
 
     def entries(parts: Sequence[str]) -> Iterator[tuple[str, dict]]:
-        for part in parts:
-            folder = _expect(root / part, "the part of LibriSpeech by that name")
-            transcripts = sorted(folder.glob("*/*/*.trans.txt"))
-            if not transcripts:
-                raise CorpusError(f"{folder}: found no transcripts such as 19/198/19-198.trans.txt")
-            for path in transcripts:
-                for line in _lines(path):
-                    name, _, text = line.partition(" ")
-                    audio = path.with_name(f"{name}.flac")
-                    yield name, {"wav": str(audio), "text": text.strip().lower(), "speaker": name.split("-")[0]}
+        for utterance in librispeech.read(root, parts):
+            text = (utterance.text or "").lower()
+            yield utterance.id, {"wav": str(utterance.path), "text": text, "speaker": utterance.speaker}
 
     splits = {name: entries(parts) for name, parts in groups.items()}
     write_manifests(splits, root, save_folder, resample=resample)

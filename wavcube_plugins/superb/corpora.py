@@ -11,12 +11,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wavcube_plugins.data.corpora import CorpusError, librispeech
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.superb.bench import Bench
 from wavcube_plugins.superb.tasks import Task
@@ -195,7 +196,7 @@ def _pr(site: Site) -> None:
 
         def table(name: str = name) -> Iterable[str]:
             rows, unknown = ["wav_path,transcription"], set()
-            for audio, text in _transcripts(root / name):
+            for audio, text in _transcripts(root, name):
                 unknown |= set(text.split()) - words
                 rows.append(f"{audio},{text}")
             if unknown:
@@ -239,7 +240,7 @@ def _asr(site: Site) -> None:
     for name in _LIBRISPEECH.values():
 
         def table(name: str = name) -> Iterable[str]:
-            files = [audio for audio, _ in _transcripts(root / name)]
+            files = [audio for audio, _ in _transcripts(root, name)]
             frames = _frames(files, site.task.title)
             order = sorted(range(len(files)), key=frames.__getitem__, reverse=True)
             yield ",file_path,length,label"
@@ -249,17 +250,12 @@ def _asr(site: Site) -> None:
         site.make(lengths / f"{name}.csv", f"lengths of {name}", table)
 
 
-def _transcripts(folder: Path) -> Iterable[tuple[Path, str]]:
-    """Yield LibriSpeech's audio files and texts, in order."""
-    for listing in sorted(folder.rglob("*.trans.txt")):
-        for line in listing.read_text(encoding="utf-8").splitlines():
-            name, _, text = line.strip().partition(" ")
-            for suffix in (".flac", ".wav"):
-                if (audio := listing.parent / f"{name}{suffix}").is_file():
-                    yield audio, text
-                    break
-            else:
-                raise FileNotFoundError(f"{listing.parent / name}.flac: named in {listing.name} and missing")
+def _transcripts(root: Path, part: str) -> Iterator[tuple[Path, str]]:
+    """Yield the audio files and texts of a part of LibriSpeech, in order."""
+    for utterance in librispeech.read(root, [part]):
+        if not utterance.path.is_file():
+            raise CorpusError(f"{utterance.path}: has a transcript but is missing")
+        yield utterance.path, utterance.text or ""
 
 
 def _words_of(lexicons: Sequence[Path]) -> set[str]:

@@ -37,13 +37,13 @@ parse_options "$@"
 
 case "${corpus}" in
     mini)
-        "${python}" -m wavcube_plugins.data.kaldi mini "${datadir}" --speakers "${speakers}" \
+        "${python}" -m wavcube_plugins.espnet.recipe mini "${datadir}" --speakers "${speakers}" \
             --train "${mini_train}" --valid "${mini_valid}" --test "${mini_test}"
         ;;
     librispeech)
         . ./db.sh
         [ -n "${LIBRISPEECH:-}" ] || die "LIBRISPEECH in db.sh is empty; write there the folder where it is unpacked"
-        "${python}" -m wavcube_plugins.data.kaldi librispeech "${LIBRISPEECH}" "${datadir}" \
+        "${python}" -m wavcube_plugins.espnet.recipe librispeech "${LIBRISPEECH}" "${datadir}" \
             --train "${train}" --valid "${valid}" --test "${test}"
         ;;
     *) die "--corpus ${corpus}: expected librispeech or mini" ;;

@@ -122,7 +122,7 @@ set_up() {
         || die "${python} has no ESPnet with WavCube; from a clone: uv pip install '.[espnet]', or name another --python"
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONUNBUFFERED=1
     espnet=("${python}" -m wavcube_plugins.espnet.run -m)
-    data=("${python}" -m wavcube_plugins.data.kaldi)
+    data=("${python}" -m wavcube_plugins.espnet.recipe)
     raw=${dumpdir}/raw
     paths=()
     for set in train valid; do

@@ -37,13 +37,13 @@ parse_options "$@"
 
 case "${corpus}" in
     mini)
-        "${python}" -m wavcube_plugins.data.kaldi mini "${datadir}" --speakers "${speakers}" --join 3 \
+        "${python}" -m wavcube_plugins.espnet.recipe mini "${datadir}" --speakers "${speakers}" --join 3 \
             --train "${mini_train}" --valid "${mini_valid}" --test "${mini_test}"
         ;;
     libritts)
         . ./db.sh
         [ -n "${LIBRITTS:-}" ] || die "LIBRITTS in db.sh is empty; write there the folder where LibriTTS is unpacked"
-        "${python}" -m wavcube_plugins.data.kaldi libritts "${LIBRITTS}" "${datadir}" \
+        "${python}" -m wavcube_plugins.espnet.recipe libritts "${LIBRITTS}" "${datadir}" \
             --train "${train}" --valid "${valid}" --test "${test}"
         ;;
     *) die "--corpus ${corpus}: expected libritts or mini" ;;
