@@ -19,8 +19,9 @@ from wavcube_plugins import load_model
 from wavcube_plugins.audio import write_audio
 from wavcube_plugins.checkpoints import save_model
 from wavcube_plugins.evaluation import compare
+from wavcube_plugins.models.mel import LogMel
 from wavcube_plugins.pretraining.discriminators import Discriminators
-from wavcube_plugins.pretraining.losses import LogMel, LossWeights, mel_loss
+from wavcube_plugins.pretraining.losses import LossWeights, mel_loss
 from wavcube_plugins.pretraining.step import NonFiniteError, PretrainingStep, Schedule
 from wavcube_plugins.speechbrain.lobe import absolute_lengths
 from wavcube_plugins.speechbrain.recipes.brain import Recipe, TrainingError, crop

@@ -9,10 +9,10 @@ from helpers.paths import GOLDEN
 from safetensors.torch import load_file
 
 from wavcube_plugins import load_model
+from wavcube_plugins.models.mel import LogMel
 from wavcube_plugins.pretraining.discriminators import Discriminators
 from wavcube_plugins.pretraining.losses import (
     STAGE_WEIGHTS,
-    LogMel,
     discriminator_loss,
     feature_matching_loss,
     generator_loss,

@@ -23,12 +23,12 @@ from wavcube_plugins.checkpoints import CheckpointError, load_teacher, save_mode
 from wavcube_plugins.checkpoints.backbones import save_backbone
 from wavcube_plugins.data.manifests import Manifest, Utterance
 from wavcube_plugins.evaluation import MetricError, perceptual
+from wavcube_plugins.models.mel import LogMel
 from wavcube_plugins.models.wavlm import WavLM
 from wavcube_plugins.pretraining import data, runs
 from wavcube_plugins.pretraining.discriminators import Discriminators
 from wavcube_plugins.pretraining.losses import (
     STAGE_WEIGHTS,
-    LogMel,
     feature_matching_loss,
     generator_loss,
     mel_loss,

@@ -202,7 +202,7 @@ def test_a_closed_synthesiser_says_so():
 def test_a_missing_wheel_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     synthesis._wheel.cache_clear()
-    with pytest.raises(ImportError, match=r"pip install 'wavcube-plugins\[synthesis\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[synthesis\]'"):
         EspeakSynthesiser()
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from wavcube_plugins.audio import resample
 from wavcube_plugins.errors import InputError
-from wavcube_plugins.pretraining.losses import LogMel
+from wavcube_plugins.models.mel import LogMel
 
 _PESQ_RATE = 16000
 # Its C code overruns a table of fifty bursts of speech; twenty seconds cannot hold more.

@@ -16,7 +16,7 @@ import torch
 
 from wavcube_plugins.evaluation.metrics import Comparison, Waveform, log_mel
 from wavcube_plugins.files import atomic_path
-from wavcube_plugins.pretraining.losses import MEL_BANDS, MEL_HOP
+from wavcube_plugins.models.mel import MEL_BANDS, MEL_HOP
 
 # Decibels between black and the brightest colour: what is fainter cannot be heard beside it.
 _RANGE_DB = 80.0

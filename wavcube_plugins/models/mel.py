@@ -1,4 +1,6 @@
-"""A log-mel spectrogram at the latent's frame rate, and a way back: the baseline that the latent is compared with.
+"""Log-mel spectrograms: that of loss, metric and pictures, and one at the latent's frame rate with a way back.
+
+The second is the baseline that the latent is compared with:
 
 >>> mel = mel_spectrogram(waveform)      # (L, 100), 50 frames per second
 >>> waveform = mel_to_waveform(mel)      # (320 L,), by Griffin-Lim
@@ -6,18 +8,55 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 import torchaudio
-from torch import Tensor
+from torch import Tensor, nn
 
 SAMPLE_RATE, HOP, BANDS = 16000, 320, 100
 _FFT = 1024
 _FLOOR = 1e-5
 # Three times as many change STOI by less than 0.01.
 _ITERATIONS = 16
+
+# Of the log-mel spectrogram in loss, metric and pictures: window and hop in samples, bands, least magnitude.
+MEL_N_FFT, MEL_HOP, MEL_BANDS, MEL_FLOOR = 1024, 256, 100, 1e-7
+
+
+class LogMel(nn.Module):
+    """Log-mel spectrogram: magnitudes of centred windows in mel bands, natural logarithm with a floor.
+
+    Args:
+        sample_rate: In Hz.
+        n_fft: Window in samples; hop and bands are in proportion, a quarter and about a tenth of it.
+    """
+
+    def __init__(self, sample_rate: int = 16000, n_fft: int = MEL_N_FFT):
+        super().__init__()
+        self.n_fft = n_fft
+        with warnings.catch_warnings():
+            # At high rates the lowest bands fall between two bins and stay at the floor.
+            warnings.simplefilter("ignore", UserWarning)
+            self.transform = torchaudio.transforms.MelSpectrogram(
+                sample_rate,
+                n_fft=n_fft,
+                hop_length=n_fft * MEL_HOP // MEL_N_FFT,
+                n_mels=n_fft * MEL_BANDS // MEL_N_FFT,
+                center=True,
+                power=1,
+            )
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """Turn waveforms (..., T) into (..., bands, 1 + T // hop), in float32; the default window has 100 and 256."""
+        # Reflection at the edges needs more samples than half a window.
+        shortage = self.n_fft // 2 + 1 - waveforms.shape[-1]
+        if shortage > 0:
+            waveforms = F.pad(waveforms, (0, shortage))
+        with torch.autocast(waveforms.device.type, enabled=False):
+            return self.transform(waveforms.float()).clamp_min(MEL_FLOOR).log()
 
 
 def mel_spectrogram(waveform: Tensor) -> Tensor:

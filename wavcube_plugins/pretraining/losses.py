@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-import torchaudio
-from torch import Tensor, nn
+from torch import Tensor
 
 from wavcube_plugins.models.lengths import length_mask
+from wavcube_plugins.models.mel import LogMel
 
 
 @dataclass(frozen=True)
@@ -42,44 +41,9 @@ STAGE_WEIGHTS = {
 }
 
 
-# Of the log-mel spectrogram in loss, metric and pictures: window and hop in samples, bands, least magnitude.
-MEL_N_FFT, MEL_HOP, MEL_BANDS, MEL_FLOOR = 1024, 256, 100, 1e-7
 # Of the complex spectrum in the phase loss: window in samples (hop: a quarter), bins (up to 1 kHz of 16), power of
 # magnitudes, and floor.
 _PHASE_N_FFT, _PHASE_BINS, _PHASE_POWER, _PHASE_FLOOR = 512, 33, 0.3, 1e-3
-
-
-class LogMel(nn.Module):
-    """Log-mel spectrogram: magnitudes of centred windows in mel bands, natural logarithm with a floor.
-
-    Args:
-        sample_rate: In Hz.
-        n_fft: Window in samples; hop and bands are in proportion, a quarter and about a tenth of it.
-    """
-
-    def __init__(self, sample_rate: int = 16000, n_fft: int = MEL_N_FFT):
-        super().__init__()
-        self.n_fft = n_fft
-        with warnings.catch_warnings():
-            # At high rates the lowest bands fall between two bins and stay at the floor.
-            warnings.simplefilter("ignore", UserWarning)
-            self.transform = torchaudio.transforms.MelSpectrogram(
-                sample_rate,
-                n_fft=n_fft,
-                hop_length=n_fft * MEL_HOP // MEL_N_FFT,
-                n_mels=n_fft * MEL_BANDS // MEL_N_FFT,
-                center=True,
-                power=1,
-            )
-
-    def forward(self, waveforms: Tensor) -> Tensor:
-        """Turn waveforms (..., T) into (..., bands, 1 + T // hop), in float32; the default window has 100 and 256."""
-        # Reflection at the edges needs more samples than half a window.
-        shortage = self.n_fft // 2 + 1 - waveforms.shape[-1]
-        if shortage > 0:
-            waveforms = F.pad(waveforms, (0, shortage))
-        with torch.autocast(waveforms.device.type, enabled=False):
-            return self.transform(waveforms.float()).clamp_min(MEL_FLOOR).log()
 
 
 def mel_loss(log_mels: LogMel | Sequence[LogMel], real: Tensor, generated: Tensor) -> Tensor:

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from wavcube_plugins.models.mel import MEL_N_FFT, LogMel
 from wavcube_plugins.models.usage import train_only, used_parameters
 from wavcube_plugins.models.wavcube import WavCube, fit_length, normalise
 from wavcube_plugins.models.wavlm import WavLM
 from wavcube_plugins.pretraining.losses import (
-    MEL_N_FFT,
-    LogMel,
     LossWeights,
     discriminator_loss,
     feature_matching_loss,
