@@ -5,11 +5,35 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+from wavcube_plugins.errors import InputError
+
+_Sizes = TypeVar("_Sizes", bound="_Config")
+
+
+class _Config:
+    """What all configurations share: checked types, and a form that JSON can hold."""
+
+    def __post_init__(self):
+        _check_types(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sizes as plain numbers and lists, ready for JSON."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]  # every subclass is a dataclass
+
+    @classmethod
+    def from_dict(cls: type[_Sizes], values: dict[str, Any]) -> _Sizes:
+        """Build a configuration from what `to_dict` returned; absent settings keep their defaults.
+
+        Raises:
+            InputError: an unknown setting, or a value that is of the wrong type or out of range.
+        """
+        return _from_dict(cls, values, "")
 
 
 @dataclass(frozen=True)
-class WavLMConfig:
+class WavLMConfig(_Config):
     """Sizes and form of a WavLM, HuBERT or wav2vec 2.0 encoder; the defaults are WavLM-Large.
 
     Args:
@@ -22,14 +46,17 @@ class WavLMConfig:
         ffn_dim: Hidden channels of the feed-forward blocks.
         pos_conv_kernel: Kernel of the positional convolution, in frames.
         pos_conv_groups: Groups of the positional convolution.
-        num_buckets: Buckets of the relative positions.
-        max_distance: Distance in frames from which all positions share one bucket.
-        extractor_mode: `layer_norm`: LayerNorm behind every layer of the conv stem. `group_norm` (Base models): only
-            the first layer is normalised, each channel over the whole utterance.
-        conv_bias: Whether the conv stem has biases.
-        layer_norm_first: Transformer layers normalise what comes in (Large models); False: what goes out (Base).
-        relative_positions: Attention has WavLM's gated relative position bias; False: plain attention, as in HuBERT
-            and wav2vec 2.0, where `num_buckets` and `max_distance` mean nothing.
+        num_buckets: Buckets of the relative positions; at least 4.
+        max_distance: Distance in frames beyond which all positions share one bucket; more than `num_buckets // 4`.
+        extractor_mode: `layer_norm` puts a LayerNorm after every layer of the conv stem; `group_norm` (Base models)
+            normalises the first layer only, each channel over the whole utterance.
+        conv_bias: Whether the convolutions of the stem have biases.
+        layer_norm_first: Whether transformer layers normalise their input (Large models) or their output (Base models).
+        relative_positions: Whether attention has WavLM's gated relative position bias. HuBERT and wav2vec 2.0 have
+            plain attention, for which `num_buckets` and `max_distance` are unused.
+
+    Raises:
+        InputError: a value of the wrong type or out of range, or sizes that do not fit together.
     """
 
     conv_dims: tuple[int, ...] = (512,) * 7
@@ -49,14 +76,27 @@ class WavLMConfig:
     relative_positions: bool = True
 
     def __post_init__(self):
+        super().__post_init__()
         _check_choice("extractor_mode", self.extractor_mode, ("layer_norm", "group_norm"))
         if not len(self.conv_dims) == len(self.conv_kernels) == len(self.conv_strides):
-            raise ValueError(
+            raise InputError(
                 f"conv_dims, conv_kernels and conv_strides must have one entry per layer, "
                 f"got {len(self.conv_dims)}, {len(self.conv_kernels)} and {len(self.conv_strides)}"
             )
+        for name in ("conv_dims", "conv_kernels", "conv_strides"):
+            if not getattr(self, name) or min(getattr(self, name)) < 1:
+                raise InputError(f"{name} must hold positive numbers, got {getattr(self, name)}")
+        _check_positive(self, "hidden_dim", "num_layers", "num_heads", "ffn_dim", "pos_conv_kernel", "pos_conv_groups")
         _check_divides("hidden_dim", self.hidden_dim, "num_heads", self.num_heads)
         _check_divides("hidden_dim", self.hidden_dim, "pos_conv_groups", self.pos_conv_groups)
+        if self.relative_positions:
+            # A quarter of the buckets hold one distance each; the logarithmic ones lie between these and max_distance.
+            if self.num_buckets < 4:
+                raise InputError(f"num_buckets must be at least 4, got {self.num_buckets}")
+            if self.max_distance <= self.num_buckets // 4:
+                raise InputError(
+                    f"max_distance must exceed a quarter of num_buckets {self.num_buckets}, got {self.max_distance}"
+                )
 
     @property
     def hop_length(self) -> int:
@@ -65,39 +105,29 @@ class WavLMConfig:
 
     @property
     def receptive_field(self) -> int:
-        """Samples that one frame sees: the shortest input the conv stem can take."""
+        """Samples that one frame covers, which is the shortest input the conv stem can take."""
         samples = 1
         for kernel, stride in zip(reversed(self.conv_kernels), reversed(self.conv_strides), strict=True):
             samples = (samples - 1) * stride + kernel
         return samples
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the sizes as plain numbers and lists, ready for JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> WavLMConfig:
-        """Build sizes from what `to_dict` returned; what is absent keeps its default.
-
-        Raises:
-            ValueError: an unknown or misspelt name, or a value of the wrong kind.
-        """
-        return _from_dict(cls, values, "")
-
 
 @dataclass(frozen=True)
-class BottleneckConfig:
+class BottleneckConfig(_Config):
     """Sizes and kind of the bottleneck, Compressor and Restorer (paper section 3.1 and its ablations).
 
     Args:
-        latent_dim: Channels of the latent.
+        latent_dim: Channels of the latent; at least 2, since a LayerNorm follows.
         num_layers: WavLM layers in each of the two.
-        dropout: Dropout of those layers while training; nothing else in the model drops anything.
-        kind: `ae`: the latent is what the Compressor gives. `vae`: that is the mean of a Gaussian whose variance the
-            Compressor gives too, and training draws from it. `sigma_vae`: likewise with a fixed variance. At inference
-            the latent is the mean in every case.
-        sigma: Standard deviation of `sigma_vae`.
+        dropout: Dropout of those layers during training, from 0 to below 1; the rest of the model has none.
+        kind: `ae` takes the Compressor's output as the latent. `vae` takes it as the mean of a Gaussian whose variance
+            the Compressor predicts as well, and training samples from it; `sigma_vae` does the same with a fixed
+            variance. At inference the latent is always the mean.
+        sigma: Standard deviation of `sigma_vae`; not negative.
         frame_stride: Feature frames per latent frame: 1 for 50 Hz, or 2 for 25 Hz by a strided convolution.
+
+    Raises:
+        InputError: a value of the wrong type or out of range.
     """
 
     latent_dim: int = 128
@@ -108,31 +138,40 @@ class BottleneckConfig:
     frame_stride: int = 1
 
     def __post_init__(self):
+        super().__post_init__()
+        if self.latent_dim < 2:  # the LayerNorm of a single channel is constant
+            raise InputError(f"latent_dim must be at least 2, got {self.latent_dim}")
+        _check_positive(self, "num_layers")
+        _check_dropout(self.dropout)
         _check_choice("kind", self.kind, ("ae", "vae", "sigma_vae"))
         _check_choice("frame_stride", self.frame_stride, (1, 2))
-        if self.sigma < 0:
-            raise ValueError(f"sigma must not be negative, got {self.sigma}")
+        if not 0 <= self.sigma < math.inf:
+            raise InputError(f"sigma must be a number from 0 up, got {self.sigma}")
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(_Config):
     """Sizes of the AcousticDecoder (paper section 3.2).
 
     Args:
         dim: Channels of the causal transformer.
         num_layers: Causal layers.
-        num_heads: Heads of the causal layers.
+        num_heads: Heads of the causal layers, each of an even number of channels.
         ffn_dim: Hidden channels of their feed-forward blocks.
         num_mels: Channels between the transposed convolution and the vocoder.
         vocoder_dim: Channels of the vocoder's windowed layers.
         vocoder_layers: Windowed layers.
-        vocoder_heads: Heads of the windowed layers.
+        vocoder_heads: Heads of the windowed layers, each of an even number of channels.
         vocoder_ffn_dim: Hidden channels of their feed-forward blocks.
-        window_left: Frames (100 Hz) a windowed layer sees to the left.
-        window_right: Frames it sees to the right.
-        n_fft: Length of the inverse FFT and its Hann window, in samples.
-        hop_length: Hop of the inverse STFT, in samples: half the encoder's hop.
+        window_left: Frames (100 Hz) that a windowed layer sees to the left.
+        window_right: Frames that it sees to the right.
+        n_fft: Length of the inverse FFT and its Hann window, in samples; even, and a multiple of `hop_length`, at least
+            twice it.
+        hop_length: Hop of the inverse STFT, in samples; even, and half the encoder's hop.
         rope_base: Base of the rotary embedding's wavelengths.
+
+    Raises:
+        InputError: a value of the wrong type or out of range, or sizes that do not fit together.
     """
 
     dim: int = 1024
@@ -151,12 +190,28 @@ class DecoderConfig:
     rope_base: float = 10000.0
 
     def __post_init__(self):
-        _check_divides("dim", self.dim, "num_heads", self.num_heads)
-        _check_divides("vocoder_dim", self.vocoder_dim, "vocoder_heads", self.vocoder_heads)
+        super().__post_init__()
+        _check_positive(
+            self, "dim", "num_layers", "num_heads", "ffn_dim", "num_mels", "vocoder_dim", "vocoder_layers",
+            "vocoder_heads", "vocoder_ffn_dim", "hop_length",
+        )  # fmt: skip
+        _check_heads("dim", self.dim, "num_heads", self.num_heads)
+        _check_heads("vocoder_dim", self.vocoder_dim, "vocoder_heads", self.vocoder_heads)
+        for name in ("window_left", "window_right"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.n_fft % self.hop_length or self.n_fft < 2 * self.hop_length:
+            raise InputError(
+                f"n_fft must be a multiple of hop_length, at least twice it, got {self.n_fft} and {self.hop_length}"
+            )
+        # Half of what a window reaches beyond its hop is cut off at either end.
+        if self.n_fft % 2 or self.hop_length % 2:
+            raise InputError(f"n_fft and hop_length must be even, got {self.n_fft} and {self.hop_length}")
+        _check_rope_base(self.rope_base)
 
 
 @dataclass(frozen=True)
-class WavCubeConfig:
+class WavCubeConfig(_Config):
     """All sizes of one WavCube model; the defaults are the paper's.
 
     Args:
@@ -164,8 +219,11 @@ class WavCubeConfig:
         bottleneck: Compressor and Restorer.
         decoder: The acoustic decoder.
         sample_rate: Sample rate of the waveforms, in Hz.
-        wavlm_layer: The hidden state that is compressed: -1 is the last one after the final layer norm, any other
-            index a hidden state (0 is the input of the first layer) that passes one more LayerNorm.
+        wavlm_layer: The hidden state that is compressed. -1 is the last one, after the final LayerNorm; 0 (the input
+            of the first layer) to `wavlm.num_layers` are hidden states that pass through one more LayerNorm.
+
+    Raises:
+        InputError: a value of the wrong type or out of range, or parts that do not fit together.
     """
 
     wavlm: WavLMConfig = field(default_factory=WavLMConfig)
@@ -175,10 +233,12 @@ class WavCubeConfig:
     wavlm_layer: int = -1
 
     def __post_init__(self):
+        super().__post_init__()
+        _check_positive(self, "sample_rate")
         if not -1 <= self.wavlm_layer <= self.wavlm.num_layers:
-            raise ValueError(f"wavlm_layer must lie in -1 … {self.wavlm.num_layers}, got {self.wavlm_layer}")
+            raise InputError(f"wavlm_layer must lie in -1 … {self.wavlm.num_layers}, got {self.wavlm_layer}")
         if 2 * self.decoder.hop_length != self.wavlm.hop_length:
-            raise ValueError(
+            raise InputError(
                 f"the decoder's hop of {self.decoder.hop_length} samples must be half the encoder's, "
                 f"{self.wavlm.hop_length}"
             )
@@ -193,50 +253,40 @@ class WavCubeConfig:
         """Return the sizes of a named model: `wavcube`, `wavcube_pro`, `nano` or `tiny`.
 
         Raises:
-            ValueError: no preset has that name.
+            InputError: no preset has that name.
         """
         if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
+            raise InputError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
         return PRESETS[name]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the configuration as plain numbers and lists, ready for JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> WavCubeConfig:
-        """Build a configuration from what `to_dict` returned; what is absent keeps its default.
-
-        Raises:
-            ValueError: an unknown or misspelt name, or a value of the wrong kind.
-        """
-        return _from_dict(cls, values, "")
 
 
 @dataclass(frozen=True)
-class FlowConfig:
+class FlowConfig(_Config):
     """Sizes and objective of the flow-matching TTS model; the defaults are those of F5-TTS v1, as in the paper.
 
     Args:
         dim: Channels of the transformer.
         num_layers: Transformer layers.
-        num_heads: Attention heads.
+        num_heads: Attention heads, each of an even number of channels.
         ffn_factor: Hidden channels of the feed-forward blocks, as a multiple of `dim`.
-        dropout: Behind attention and inside the feed-forward blocks while training.
-        text_dim: Channels of the text encoder.
-        text_layers: Its ConvNeXt-V2 blocks.
+        dropout: After attention and inside the feed-forward blocks during training, from 0 to below 1.
+        text_dim: Channels of the text encoder; even.
+        text_layers: Its ConvNeXt-V2 blocks; 0 leaves the embeddings as they are.
         text_kernel: Their kernel, in tokens; odd.
         text_factor: Their hidden channels, as a multiple of `text_dim`.
-        text_layout: `filler`, F5-TTS's: the n-th token stands at the n-th frame and filler follows; or `stretched`: the
-            tokens are spread evenly over all frames (Zhu et al. 2025, ZipVoice), which is learnt from far less speech.
-        time_dim: Width of the sinusoid that encodes the time of the flow.
+        text_layout: `filler` puts the n-th token at the n-th frame and fills up the rest, as F5-TTS does; `stretched`
+            spreads the tokens evenly over all frames (Zhu et al. 2025, ZipVoice), which needs far less training data.
+        time_dim: Width of the sinusoid that encodes the time of the flow; even.
         pos_conv_kernel: Kernel of the convolutional position embedding, in frames; odd.
         pos_conv_groups: Its groups.
         rope_base: Base of the rotary embedding's wavelengths.
-        span: Least and largest part of an utterance that is hidden and to be filled in.
-        audio_drop: Probability that a training batch sees no audio condition.
-        both_drop: Probability that it sees neither audio nor text.
-        ema_decay: Decay of the moving average of the weights, per optimiser step.
+        span: Smallest and largest fraction of an utterance that is masked, to be filled in.
+        audio_drop: Probability that a training batch gets no audio condition.
+        both_drop: Probability that it gets neither audio nor text.
+        ema_decay: Decay of the moving average of the weights per optimiser step, from 0 to below 1.
+
+    Raises:
+        InputError: a value of the wrong type or out of range, or sizes that do not fit together.
     """
 
     dim: int = 1024
@@ -259,75 +309,119 @@ class FlowConfig:
     ema_decay: float = 0.9999
 
     def __post_init__(self):
-        _check_divides("dim", self.dim, "num_heads", self.num_heads)
+        super().__post_init__()
+        _check_positive(
+            self, "dim", "num_layers", "num_heads", "ffn_factor", "text_dim", "text_kernel", "text_factor", "time_dim",
+            "pos_conv_kernel", "pos_conv_groups",
+        )  # fmt: skip
+        if self.text_layers < 0:
+            raise InputError(f"text_layers must not be negative, got {self.text_layers}")
+        _check_heads("dim", self.dim, "num_heads", self.num_heads)
         _check_divides("dim", self.dim, "pos_conv_groups", self.pos_conv_groups)
-        _check_divides("dim / num_heads", self.dim // self.num_heads, "2, for the rotary embedding", 2)
         _check_divides("text_dim", self.text_dim, "2, for its sinusoids", 2)
         _check_divides("time_dim", self.time_dim, "2, for its sinusoids", 2)
         for name in ("text_kernel", "pos_conv_kernel"):
             if getattr(self, name) % 2 == 0:
-                raise ValueError(f"{name} must be odd, got {getattr(self, name)}")
+                raise InputError(f"{name} must be odd, got {getattr(self, name)}")
         _check_choice("text_layout", self.text_layout, ("filler", "stretched"))
         if len(self.span) != 2 or not 0 < self.span[0] <= self.span[1] <= 1:
-            raise ValueError(f"span must be two parts of the whole, 0 < least <= largest <= 1, got {self.span}")
-        for name in ("dropout", "audio_drop", "both_drop", "ema_decay"):
+            raise InputError(f"span must be two fractions, 0 < smallest <= largest <= 1, got {self.span}")
+        for name in ("audio_drop", "both_drop"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in 0 … 1, got {getattr(self, name)}")
+                raise InputError(f"{name} must lie in 0 … 1, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"ema_decay must lie in 0 … 1, 1 excluded, got {self.ema_decay}")
+        _check_dropout(self.dropout)
+        _check_rope_base(self.rope_base)
 
     @classmethod
     def preset(cls, name: str) -> FlowConfig:
         """Return the sizes of a named TTS model: `base`, `small` or `tiny`.
 
         Raises:
-            ValueError: no preset has that name.
+            InputError: no preset has that name.
         """
         if name not in FLOW_PRESETS:
-            raise ValueError(f"unknown TTS preset {name!r}; choose one of {', '.join(FLOW_PRESETS)}")
+            raise InputError(f"unknown TTS preset {name!r}; choose one of {', '.join(FLOW_PRESETS)}")
         return FLOW_PRESETS[name]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the configuration as plain numbers and lists, ready for JSON."""
-        return dataclasses.asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> FlowConfig:
-        """Build a configuration from what `to_dict` returned; what is absent keeps its default.
+def _check_types(config: Any) -> None:
+    """Check that every field holds what its default is made of."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        part = _part(item)
+        if part is not None:
+            if not isinstance(value, part):
+                raise InputError(f"{item.name} must be a {part.__name__}, got {value!r}")
+        elif isinstance(item.default, tuple):
+            if not isinstance(value, tuple) or not all(_same_type(entry, item.default[0]) for entry in value):
+                kind = type(item.default[0]).__name__
+                raise InputError(f"{item.name} must be a tuple of {kind}, got {value!r}")
+        elif not _same_type(value, item.default):
+            raise InputError(f"{item.name} must be {type(item.default).__name__}, got {value!r}")
 
-        Raises:
-            ValueError: an unknown or misspelt name, or a value of the wrong kind.
-        """
-        return _from_dict(cls, values, "")
+
+def _part(item: dataclasses.Field) -> type | None:
+    """Return the class of a field that is itself a configuration, None for a plain value."""
+    return item.default_factory if isinstance(item.default_factory, type) else None
+
+
+def _same_type(value: Any, default: Any) -> bool:
+    if isinstance(value, bool) or isinstance(default, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    return isinstance(value, (int, float) if isinstance(default, float) else type(default))
+
+
+def _check_positive(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise InputError(f"{name} must be at least 1, got {getattr(config, name)}")
 
 
 def _check_choice(name: str, value: Any, choices: tuple) -> None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+        raise InputError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
 
 
 def _check_divides(name: str, value: int, divisor_name: str, divisor: int) -> None:
     if divisor < 1 or value % divisor:
-        raise ValueError(f"{name} must be a multiple of {divisor_name}, got {value} and {divisor}")
+        raise InputError(f"{name} must be a multiple of {divisor_name}, got {value} and {divisor}")
 
 
-def _from_dict(cls, values: dict[str, Any], where: str):
+def _check_heads(name: str, dim: int, heads_name: str, heads: int) -> None:
+    _check_divides(name, dim, heads_name, heads)
+    _check_divides(f"{name} / {heads_name}", dim // heads, "2, for the rotary embedding", 2)
+
+
+def _check_dropout(dropout: float) -> None:
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout must lie in 0 … 1, 1 excluded, got {dropout}")
+
+
+def _check_rope_base(base: float) -> None:
+    if not 0 < base < math.inf:
+        raise InputError(f"rope_base must be a positive number, got {base}")
+
+
+def _from_dict(cls: type[_Sizes], values: Any, where: str) -> _Sizes:
     if not isinstance(values, dict):
-        raise ValueError(f"{where or 'the configuration'} must be a mapping, got {type(values).__name__}")
-    fields = {item.name: item for item in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - set(fields))
+        raise InputError(f"{where or 'the configuration'} must be a mapping, got {type(values).__name__}")
+    fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields), key=str)
     if unknown:
-        raise ValueError(f"unknown setting {where}{unknown[0]!r}; known are {', '.join(fields)}")
+        raise InputError(f"unknown setting {where}{unknown[0]!r}; known are {', '.join(fields)}")
     arguments = {}
     for name, value in values.items():
-        default = fields[name].default
-        if default is dataclasses.MISSING:
-            arguments[name] = _from_dict(fields[name].default_factory, value, f"{where}{name}.")
-            continue
-        value = tuple(value) if isinstance(value, list) else value
-        allowed = (int, float) if isinstance(default, float) else type(default)
-        if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool):
-            raise ValueError(f"{where}{name} must be {type(default).__name__}, got {value!r}")
-        arguments[name] = value
-    return cls(**arguments)
+        part = _part(fields[name])
+        if part is not None:
+            arguments[name] = _from_dict(part, value, f"{where}{name}.")
+        else:
+            arguments[name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return cls(**arguments)
+    except InputError as error:
+        raise InputError(f"{where}{error}") from None
 
 
 _BASE = WavLMConfig(
@@ -335,8 +429,8 @@ _BASE = WavLMConfig(
 )
 _PLAIN = WavLMConfig(relative_positions=False)
 
-# Encoders that torchaudio publishes weights of; the names are those of `torchaudio.pipelines` in small letters. Those
-# with a GroupNorm were trained on waveforms as they come; that WavCube normalises these makes no difference to them.
+# Encoders whose weights torchaudio publishes, under the names of `torchaudio.pipelines` in lower case. Those with a
+# GroupNorm were trained on waveforms that were not normalised; it makes no difference to them that WavCube's are.
 BACKBONES = {
     "wavlm_large": WavLMConfig(),
     "wavlm_base": _BASE,
@@ -355,7 +449,7 @@ PRESETS = {
     "wavcube": WavCubeConfig(),
     # The same network, trained on 6,000 hours.
     "wavcube_pro": WavCubeConfig(),
-    # Small enough to ship: about eight million parameters for encoder and decoder.
+    # Small enough to come with the package: about eight million parameters for encoder and decoder.
     "nano": WavCubeConfig(
         wavlm=WavLMConfig(
             conv_dims=(96,) * 7,
@@ -414,7 +508,7 @@ FLOW_PRESETS = {
     "base": FlowConfig(),
     # About 159 million.
     "small": FlowConfig(dim=768, num_layers=18, num_heads=12),
-    # For nano's latent, on a laptop; about three million. So few weights need no dropout.
+    # For nano's latent, on a laptop: about three million, too few to need dropout.
     "tiny": FlowConfig(
         dim=192, num_layers=6, num_heads=3, dropout=0.0, text_dim=128, text_layers=2, time_dim=128, ema_decay=0.999
     ),

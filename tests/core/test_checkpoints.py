@@ -336,22 +336,3 @@ def test_untrained_presets_say_so_and_are_always_the_same():
         second = load_model("tiny")
     assert not first.trained
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-
-
-def test_config_round_trip_and_errors():
-    for config in PRESETS.values():
-        assert WavCubeConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    with pytest.raises(ValueError, match="unknown preset 'large'; choose one of wavcube"):
-        WavCubeConfig.preset("large")
-    with pytest.raises(ValueError, match="unknown setting 'sample_rat'"):
-        WavCubeConfig.from_dict({"sample_rat": 16000})
-    with pytest.raises(ValueError, match=r"wavlm\. must be a mapping, got int"):
-        WavCubeConfig.from_dict({"wavlm": 3})
-    with pytest.raises(ValueError, match="hidden_dim must be a multiple of num_heads"):
-        WavCubeConfig.from_dict({"wavlm": {"num_heads": 7}})
-    with pytest.raises(ValueError, match="wavlm_layer must lie in"):
-        WavCubeConfig.from_dict({"wavlm_layer": 25})
-    with pytest.raises(ValueError, match="must be half the encoder's"):
-        WavCubeConfig.from_dict({"decoder": {"hop_length": 320}})
-    assert WavCubeConfig.preset("wavcube").wavlm.receptive_field == 400
-    assert WavCubeConfig.preset("wavcube").hop_length == 320
