@@ -4,100 +4,17 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-import soundfile
+from helpers.corpora import LAYOUTS, libri2mix, sound, write
 from helpers.paths import ROOT
 
 from wavcube_plugins.audio import AudioError
+from wavcube_plugins.data.corpora import CorpusError
 from wavcube_plugins.speechbrain import corpora
-from wavcube_plugins.speechbrain.corpora import CORPORA, CorpusError
+from wavcube_plugins.speechbrain.corpora import CORPORA
+from wavcube_plugins.speechbrain.manifests import AUDIO_KEYS, PREPARED_NAME
 
 SCRIPT = ROOT / "speechbrain_hparams" / "prepare.py"
-
-
-def sound(path, rate=16000, seconds=0.1):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    samples = 0.1 * np.sin(np.arange(int(rate * seconds)) / 9.0)
-    soundfile.write(path, samples, rate)
-
-
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-
-
-def librispeech(root):
-    for part, speaker in (("train-clean-100", 19), ("train-clean-360", 20), ("train-other-500", 21),
-                          ("dev-clean", 22), ("test-clean", 23), ("test-other", 24)):  # fmt: skip
-        chapter = root / part / str(speaker) / "198"
-        for number in range(2):
-            sound(chapter / f"{speaker}-198-000{number}.flac")
-        lines = [f"{speaker}-198-000{number} IT'S LINE {number}" for number in range(2)]
-        write(chapter / f"{speaker}-198.trans.txt", "\n".join(lines) + "\n")
-
-
-def voxceleb(root):
-    names = [f"id1000{speaker}/abcd/0000{number}.wav" for speaker in range(1, 5) for number in range(1, 4)]
-    for name in names:
-        sound(root / "wav" / name)
-    write(root / "iden_split.txt", "".join(f"{1 + index % 3} {name}\n" for index, name in enumerate(names)))
-    write(root / "veri_test.txt", f"1 {names[9]} {names[10]}\n0 {names[9]} {names[6]}\n")
-
-
-def iemocap(root):
-    for session in range(1, 6):
-        lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
-        for number, emotion in enumerate(("neu", "exc", "hap", "ang", "sad", "fru", "xxx")):
-            name = f"Ses0{session}F_impro01_{'FM'[number % 2]}00{number}"
-            lines += [f"[6.2901 - 8.2357]\t{name}\t{emotion}\t[2.5000, 2.5000, 2.5000]", "C-E2:\tNeutral;\t()", ""]
-            sound(root / f"Session{session}/sentences/wav/Ses0{session}F_impro01/{name}.wav")
-        write(root / f"Session{session}/dialog/EmoEvaluation/Ses0{session}F_impro01.txt", "\n".join(lines))
-
-
-def slurp(root):
-    for file, kind in (("train", "real"), ("train_synthetic", "synth"), ("devel", "real"), ("test", "real")):
-        item = {
-            "slurp_id": 1, "sentence": "Wake me at Nine a.m.", "scenario": "alarm", "action": "set",
-            "tokens": [{"surface": word} for word in ("Wake", "me", "at", "Nine", "a.m.")],
-            "entities": [{"span": [3, 4], "type": "time"}],
-            "recordings": [{"file": f"audio--{file}-{take}.flac"} for take in range(2)],
-        }  # fmt: skip
-        write(root / "dataset" / "slurp" / f"{file}.jsonl", json.dumps(item) + "\n")
-        for recording in item["recordings"]:
-            sound(root / "audio" / f"slurp_{kind}" / recording["file"])
-
-
-def voicebank(root):
-    for part, speakers in (("trainset_28spk", ("p226", "p228", "p287")), ("testset", ("p232",))):
-        for speaker in speakers:
-            for kind in ("noisy", "clean"):
-                sound(root / f"{kind}_{part}_wav" / f"{speaker}_001.wav", 48000)
-
-
-def libri2mix(root):
-    for part in ("train-100", "dev", "test"):
-        for kind in ("mix_clean", "mix_both", "s1", "s2", "noise"):
-            sound(root / "wav16k" / "min" / part / kind / "1-2-3_4-5-6.wav")
-
-
-def vctk(root):
-    for speaker in ("p225", "p226"):
-        for number in range(1, 60):
-            sound(root / "wav48_silence_trimmed" / speaker / f"{speaker}_{number:03d}_mic1.flac", 48000, 0.01)
-            write(root / "txt" / speaker / f"{speaker}_{number:03d}.txt", "Please call Stella.\n")
-    (root / "txt" / "p226" / "p226_059.txt").unlink()
-
-
-def speech(root):
-    for number in range(3):
-        sound(root / "deep" / f"{number}.flac", 22050)
-
-
-LAYOUTS = {
-    function.__name__: function
-    for function in (librispeech, voxceleb, iemocap, slurp, voicebank, libri2mix, vctk, speech)
-}
 
 
 @pytest.fixture
@@ -128,7 +45,7 @@ def test_paths_lie_below_the_root_and_exist(made, name, tmp_path):
         assert manifest
         for entry in manifest.values():
             assert entry["duration"] > 0
-            for key in corpora.AUDIO_KEYS:
+            for key in AUDIO_KEYS:
                 if key in entry:
                     assert entry[key].startswith("{data_root}/")
                     assert (tmp_path / name / entry[key].removeprefix("{data_root}/")).is_file()
@@ -225,20 +142,16 @@ def test_what_was_prepared_is_kept(made, tmp_path, monkeypatch):
     assert "test" in made("libri2mix", mixtures="mix_both")
 
 
-def test_an_interrupted_preparation_is_told_from_manifests_of_ones_own(made, tmp_path, monkeypatch):
-    write_json = corpora.write_json
-
-    def stop(path, content):
-        if path.name == "valid.json":
-            raise KeyboardInterrupt
-        write_json(path, content)
-
-    stamp = tmp_path / "manifests" / corpora.PREPARED_NAME
+def test_an_interrupted_preparation_is_told_from_manifests_of_ones_own(made, tmp_path):
+    LAYOUTS["libri2mix"](tmp_path / "libri2mix")
+    stamp = tmp_path / "manifests" / PREPARED_NAME
     for options in ({}, {"mixtures": "mix_both"}):  # at first, and when it is made anew
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(corpora, "write_json", stop)
+        broken = tmp_path / "libri2mix/wav16k/min/dev/s1/1-2-3_4-5-6.wav"
+        broken.write_text("no audio")
+        with pytest.raises(AudioError, match="dev/s1"):
             made("libri2mix", **options)
         assert stamp.with_name("train.json").is_file() and json.loads(stamp.read_text()) == {}
+        sound(broken)
         made("libri2mix", **options)
         assert json.loads(stamp.read_text())
 

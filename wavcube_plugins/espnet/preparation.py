@@ -142,12 +142,15 @@ def train_bpe(text: str | os.PathLike, folder: str | os.PathLike, size: int) -> 
     """
     import sentencepiece
 
+    # Both get their methods when they are imported, which type checkers do not see.
+    trainer: Any = sentencepiece.SentencePieceTrainer
+    processor: Any = sentencepiece.SentencePieceProcessor
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sentences = list(read_table(text).values())
     try:
         with atomic_path(folder / "bpe.model") as temporary:
-            sentencepiece.SentencePieceTrainer.train(
+            trainer.train(
                 sentence_iterator=iter(sentences),
                 model_prefix=os.fspath(temporary.with_suffix("")),
                 vocab_size=size,
@@ -155,7 +158,7 @@ def train_bpe(text: str | os.PathLike, folder: str | os.PathLike, size: int) -> 
                 input_sentence_size=100_000_000,
                 minloglevel=1,
             )
-            pieces = sentencepiece.SentencePieceProcessor(os.fspath(temporary))
+            pieces = processor(os.fspath(temporary))
             temporary.with_suffix(".vocab").unlink(missing_ok=True)
     except RuntimeError as error:
         raise KaldiError(f"{text}: {len(sentences)} texts do not give {size} sub-words; lower --nbpe") from error

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from wavcube_plugins.checkpoints import NAMES
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.pretraining.step import seed_step
-from wavcube_plugins.speechbrain.corpora import write_json
+from wavcube_plugins.speechbrain.manifests import write_json
 from wavcube_plugins.speechbrain.recipes import data
 
 # Steps in a row without finite gradients that end a run.

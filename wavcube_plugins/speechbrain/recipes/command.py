@@ -23,6 +23,7 @@ from speechbrain.utils.checkpoints import METAFNAME
 from speechbrain.utils.distributed import ddp_init_group, get_rank, if_main_process
 
 from wavcube_plugins.speechbrain import corpora
+from wavcube_plugins.speechbrain.manifests import PREPARED_NAME, write_json
 from wavcube_plugins.speechbrain.recipes.brain import INFERENCE_NAME, Recipe, TrainingError
 from wavcube_plugins.speechbrain.recipes.data import DataError, read_manifest
 
@@ -308,7 +309,7 @@ def _prepare(settings: dict, training: dict[str, Any]) -> None:
     """Make the manifests, and note that the output folder is trained on them."""
     manifests, folder = Path(settings["manifests"]), Path(settings["output_folder"])
     # Manifests that were not made here are somebody's own, and are taken as they are.
-    if not (manifests / "train.json").is_file() or (manifests / corpora.PREPARED_NAME).is_file():
+    if not (manifests / "train.json").is_file() or (manifests / PREPARED_NAME).is_file():
         if settings["mini"]:
             corpora.prepare_mini(settings["mini_folder"], manifests, **settings["mini_data"])
         elif settings["data_folder"] is not None and settings["prepare"] is not None:
@@ -318,7 +319,7 @@ def _prepare(settings: dict, training: dict[str, Any]) -> None:
             training = {**training, path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
     _check_training(folder, training)
     if (folder / TRAINING_NAME).is_file() or not _has_checkpoints(folder):
-        corpora.write_json(folder / TRAINING_NAME, training)
+        write_json(folder / TRAINING_NAME, training)
 
 
 def _check_training(folder: Path, training: dict[str, Any]) -> None:

@@ -18,8 +18,8 @@ from wavcube_plugins.data.extraction import extract
 from wavcube_plugins.data.manifests import Utterance
 from wavcube_plugins.data.speech import check_rate, read_speech
 from wavcube_plugins.errors import InputError
-from wavcube_plugins.speechbrain.corpora import AUDIO_KEYS, ROOT
 from wavcube_plugins.speechbrain.lobe import WavCube
+from wavcube_plugins.speechbrain.manifests import AUDIO_KEYS, ROOT
 
 INDEX_NAME = "index.jsonl"
 
