@@ -10,13 +10,17 @@ import torch
 from torch import nn
 
 from wavcube_plugins import load_model
+from wavcube_plugins.errors import InputError
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:the weights of 'tiny'")]
 
+from espnet2.asr.frontend.default import DefaultFrontend  # noqa: E402
 from espnet2.layers.global_mvn import GlobalMVN  # noqa: E402
 from espnet2.torch_utils.initialize import initialize  # noqa: E402
+from espnet2.tts.feats_extract.log_mel_fbank import LogMelFbank  # noqa: E402
+from espnet2.utils.get_default_kwargs import get_default_kwargs  # noqa: E402
 
-from wavcube_plugins.espnet import WavCubeFeatures, WavCubeFrontend, WavCubeVocoder  # noqa: E402
+from wavcube_plugins.espnet import WavCubeFeatsExtract, WavCubeFrontend, WavCubeVocoder  # noqa: E402
 from wavcube_plugins.espnet.vocoder import build_vocoder  # noqa: E402
 
 LENGTHS = torch.tensor([16000, 9000])
@@ -36,7 +40,7 @@ def core():
 
 @pytest.fixture(scope="module")
 def features():
-    return WavCubeFeatures("nano")
+    return WavCubeFeatsExtract("nano")
 
 
 def weights_of(module):
@@ -86,7 +90,7 @@ def test_features_can_be_changed_in_place_and_differentiated_through(features, s
 
 
 def test_options_of_tts_sh_are_taken_and_checked():
-    made = WavCubeFeatures("tiny", fs="16k", n_fft=1024, hop_length=320, win_length=None)
+    made = WavCubeFeatsExtract("tiny", fs="16k", n_fft=1024, hop_length=320, win_length=None)
     assert {"n_fft", "n_shift", "fs"} & made.get_parameters().keys() != {"n_fft", "n_shift", "fs"}
     for options, sentence in [
         ({"hop_length": 256}, "hop_length is 256, but .* 320 samples; with tts.sh: --n_shift 320"),
@@ -96,7 +100,7 @@ def test_options_of_tts_sh_are_taken_and_checked():
         ({"model": "nowhere"}, "nowhere: no such file or folder"),
     ]:
         with pytest.raises(ValueError, match=sentence):
-            WavCubeFeatures(**{"model": "tiny", **options})
+            WavCubeFeatsExtract(**{"model": "tiny", **options})
     with pytest.raises(ValueError, match=r"latents \(batch, frames, 16\), got \(1, 5, 3\)"):
         made(torch.randn(1, 5, 3))
 
@@ -104,7 +108,7 @@ def test_options_of_tts_sh_are_taken_and_checked():
 # Frozen ---------------------------------------------------------------------------------------------------------------
 
 MAKERS = [
-    lambda: WavCubeFeatures("tiny"),
+    lambda: WavCubeFeatsExtract("tiny"),
     lambda: WavCubeFrontend(model="tiny"),
     lambda: WavCubeFrontend(model="tiny", features="restored"),
 ]
@@ -130,7 +134,7 @@ def test_casting_the_owner_costs_no_digits(speech):
     part.half().float()
     assert same(before, weights_of(part))
     assert part(speech.double(), LENGTHS)[0].dtype == torch.float64
-    low = WavCubeFeatures("tiny", dtype="bfloat16").to(torch.float32)
+    low = WavCubeFeatsExtract("tiny", dtype="bfloat16").to(torch.float32)
     assert {weight.dtype for weight in low.model.parameters()} == {torch.bfloat16}
     assert low(speech, LENGTHS)[0].dtype == torch.float32
 
@@ -148,7 +152,7 @@ def test_copies_compute_the_same(make, speech):
 def test_checkpoint_of_the_frozen_one_is_small(tmp_path):
     sizes = {}
     for trainable in (False, True):
-        torch.save(WavCubeFrontend(trainable=trainable).state_dict(), tmp_path / "state.pth")
+        torch.save(WavCubeFrontend(model="nano", trainable=trainable).state_dict(), tmp_path / "state.pth")
         sizes[trainable] = (tmp_path / "state.pth").stat().st_size
     assert sizes[False] < 2_000 and sizes[True] > 10_000_000
 
@@ -160,11 +164,11 @@ def test_frontend_gives_what_the_core_gives(core, speech):
     with torch.no_grad():
         wanted = core.features(speech, LENGTHS)
     for kind, values in [("latent", wanted.latent), ("restored", wanted.restored)]:
-        frontend = WavCubeFrontend(features=kind)
+        frontend = WavCubeFrontend(model="nano", features=kind)
         got, frames = frontend(speech, LENGTHS)
         torch.testing.assert_close(got, values, atol=1e-4, rtol=0)
         assert frontend.output_size() == got.shape[2] and torch.equal(frames, wanted.lengths)
-    frontend = WavCubeFrontend(features="layers")
+    frontend = WavCubeFrontend(model="nano", features="layers")
     assert [name for name, _ in frontend.named_parameters()] == ["layer_weights"]
     frontend.layer_weights.data[3] = 50.0
     got, _ = frontend(speech, LENGTHS)
@@ -222,6 +226,94 @@ def test_frontend_refuses_in_one_sentence(speech):
         WavCubeFrontend(model="tiny")(torch.randn(1, 16000, 2))
 
 
+class Stage(nn.Module):
+    """What joint training puts in front of a frontend, such as speech enhancement."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 5, padding=2)
+
+    def forward(self, speech):
+        return speech + self.conv(speech[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("kind", ["latent", "restored", "layers"])
+def test_gradients_pass_a_frozen_frontend_to_what_is_before_it(kind, speech):
+    stage, frontend = Stage(), WavCubeFrontend(model="tiny", features=kind).train()
+    features, _ = frontend(stage(speech), LENGTHS)
+    features.square().sum().backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in stage.parameters())
+    assert all(weight.grad is None for weight in frontend.model.parameters())
+    # The gradient is that of the features, not merely some number.
+    step = 1e-3
+    with torch.no_grad():
+        values = []
+        for sign in (1, -1):
+            stage.conv.bias.add_(sign * step)
+            values.append(frontend(stage(speech).double(), LENGTHS)[0].square().sum())
+            stage.conv.bias.sub_(sign * step)
+    slope = float(values[0] - values[1]) / (2 * step)
+    assert slope == pytest.approx(float(stage.conv.bias.grad), rel=0.2, abs=0.5)
+    # Nothing is stored for a gradient that nobody needs.
+    features, _ = frontend(speech, LENGTHS)
+    assert features.requires_grad == (kind == "layers")
+
+
+def test_features_pass_gradients_as_well(speech):
+    stage = Stage()
+    WavCubeFeatsExtract("tiny")(stage(speech), LENGTHS)[0].square().sum().backward()
+    assert stage.conv.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_float32_is_float32_under_amp(half, speech, core):
+    parts = [WavCubeFeatsExtract("nano")]
+    parts += [WavCubeFrontend(model="nano", features=kind) for kind in ("latent", "restored", "layers")]
+    for part in parts:
+        wanted, _ = part(speech, LENGTHS)
+        with torch.autocast("cpu", half):
+            got, _ = part(speech, LENGTHS)
+        assert got.dtype == torch.float32 and torch.equal(got, wanted)
+    vocoder, latent = WavCubeVocoder("nano"), core.encode(speech[:1])[0][0].detach()
+    wanted = vocoder(latent)
+    with torch.autocast("cpu", half):
+        assert torch.equal(vocoder(latent), wanted)
+
+
+def test_a_trainable_frontend_follows_amp(speech):
+    frontend = WavCubeFrontend(model="tiny", trainable=True)
+    wanted, _ = frontend(speech, LENGTHS)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, _ = frontend(speech, LENGTHS)
+    assert not torch.equal(got, wanted)
+    torch.testing.assert_close(got, wanted, atol=0.1, rtol=0.1)
+
+
+def test_the_published_model_is_the_default(monkeypatch):
+    """Without a name nothing quietly falls back to a toy."""
+    asked = []
+
+    def load(name, **_):
+        asked.append(name)
+        return load_model("tiny")
+
+    monkeypatch.setattr("wavcube_plugins.espnet.held.load_model", load)
+    WavCubeFeatsExtract(), WavCubeFrontend(), WavCubeVocoder()
+    assert asked == ["wavcube"] * 3
+    assert build_vocoder("wavcube", nn.Module(), "cpu").source == "wavcube"
+
+
+def test_defaults_of_espnets_filter_banks_are_ignored_by_name():
+    """ESPnet3 merges the options of the default class into a configuration that gives none."""
+    frontend = WavCubeFrontend(model="tiny", **get_default_kwargs(DefaultFrontend))
+    assert frontend.hop_length == 320
+    made = WavCubeFeatsExtract("tiny", **get_default_kwargs(LogMelFbank))  # has fs 16000 and hop_length 256
+    assert made.hop_length == 320
+    for kind, section in ((WavCubeFrontend, "frontend_conf"), (WavCubeFeatsExtract, "feats_extract_conf")):
+        with pytest.raises(InputError, match=f"{section} has the option modle, which wavcube does not know"):
+            kind(modle="tiny")
+
+
 # Vocoder --------------------------------------------------------------------------------------------------------------
 
 
@@ -245,7 +337,7 @@ def test_whose_vocoder_it_is(features):
     assert build_vocoder("wavcube:nano", other, "cpu").source == "nano"
     for name, model in [(None, other), ("train_nodev.pkl", ours), ("wavcube.pkl", ours)]:
         assert build_vocoder(name, model, "cpu") is None
-    with pytest.raises(ValueError, match="takes 16 channels, but the features are those of nano, with 32"):
+    with pytest.raises(ValueError, match="takes 16 channels, but the features of nano have 32"):
         build_vocoder("wavcube:tiny", ours, "cpu")
 
 
@@ -261,7 +353,7 @@ def test_runner_says_what_is_wrong_in_one_line():
     for arguments, sentence in [
         (["-m", "espnet2.bin.no_such_tool"], "-m espnet2.bin.no_such_tool: no module of that name"),
         (["--ngpu", "1"], "--ngpu: no such script; expected -m MODULE"),
-        (["-c", "from wavcube_plugins.espnet import WavCubeFeatures as F; F('nowhere')"], "nowhere: no such file"),
+        (["-c", "from wavcube_plugins.espnet import WavCubeFeatsExtract as F; F('nowhere')"], "nowhere: no such file"),
     ]:
         result = run(*arguments)
         assert result.returncode == 2 and sentence in result.stderr and "Traceback" not in result.stderr

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 register()
 
 import espnet2.tasks.asr  # noqa: E402
+import espnet2.tasks.s2st  # noqa: E402
 import espnet2.tasks.tts  # noqa: E402
 from espnet2.tasks.asr import ASRTask  # noqa: E402
 from espnet2.tasks.tts import TTSTask  # noqa: E402
@@ -92,6 +93,7 @@ def test_every_task_knows_the_names(corpus):
         tasks.enh_s2t.frontend_choices,
         tasks.enh_s2t.diar_frontend_choices,
         tasks.tts.feats_extractor_choices,
+        tasks.s2st.tgt_feats_extract_choices,
     ):
         assert "wavcube" in choices.choices()
     assert "wavcube_cfm" in tasks.tts.tts_choices.choices()
@@ -110,6 +112,9 @@ def test_vocoder_of_a_task():
     model.feats_extract = espnet2.tasks.tts.feats_extractor_choices.get_class("wavcube")("nano")
     assert Task.build_vocoder_from_file(None, None, model, "cpu").fs == 16000
     assert Task.build_vocoder_from_file(None, "wavcube:nano", model, "cpu").latent_dim == 32
+    translation = torch.nn.Module()
+    translation.tgt_feats_extract = espnet2.tasks.s2st.tgt_feats_extract_choices.get_class("wavcube")("nano")
+    assert espnet2.tasks.s2st.S2STTask.build_vocoder_from_file(None, None, translation, "cpu").source == "nano"
     model.feats_extract = espnet2.tasks.tts.feats_extractor_choices.get_class("fbank")()
     assert type(Task.build_vocoder_from_file(None, None, model, "cpu")).__name__ == "Spectrogram2Waveform"
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import itertools
 import math
 import subprocess
@@ -21,7 +22,8 @@ from wavcube_plugins.tts import (
     new_frames,
     split_text,
 )
-from wavcube_plugins.tts.flow import schedule
+from wavcube_plugins.tts.draws import random_draws
+from wavcube_plugins.tts.sampling import initial_noise, schedule
 from wavcube_plugins.tts.text import TextEncoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -257,12 +259,11 @@ def test_the_null_of_guidance_is_what_training_dropped():
 
 
 def test_draws_have_the_right_odds():
-    model = build()
     lengths = torch.tensor([100, 50, 30, 3])
     latent = torch.zeros(4, 100, LATENT)
     parts, kinds = [], []
     for _ in range(2000):
-        found = model._draw(latent, lengths, None, None)
+        found = random_draws(CONFIG, latent, lengths)
         hidden = found.hidden
         counts = hidden.sum(1)
         # One span, inside the utterance.
@@ -319,14 +320,37 @@ def train(model, optimizer, steps, accumulate=1):
     return generator
 
 
-@pytest.mark.parametrize("foreach", [True, False])
-def test_the_average_follows_the_optimisers_steps(foreach):
+class DataSGD(torch.optim.Optimizer):
+    """An optimiser that assigns to `.data`, as some third-party ones do."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.data = parameter.data - group["lr"] * parameter.grad
+
+
+OPTIMISERS = {
+    "fused": functools.partial(torch.optim.AdamW, lr=1e-2, fused=True),
+    "foreach": functools.partial(torch.optim.AdamW, lr=1e-2, foreach=True),
+    "for-loop": functools.partial(torch.optim.AdamW, lr=1e-2, foreach=False),
+    "fused Adam": functools.partial(torch.optim.Adam, lr=1e-2, fused=True),
+    "data": functools.partial(DataSGD, lr=1e-1),
+}
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("kind", OPTIMISERS)
+def test_the_average_follows_the_optimisers_steps(kind, accumulate):
     model = FlowMatching(dataclasses.replace(CONFIG, ema_decay=0.5), VOCABULARY, LATENT)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, foreach=foreach)
+    optimizer = OPTIMISERS[kind](model.network.parameters())
     weight, average = model.network.transformer.out_proj.weight, model.ema.transformer.out_proj.weight
     expected = weight.detach().clone()
     for step in range(6):
-        train(model, optimizer, 1, accumulate=2)
+        train(model, optimizer, 1, accumulate)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = expected.lerp(weight.detach(), 1 - decay)
         model.update_average()
@@ -334,6 +358,25 @@ def test_the_average_follows_the_optimisers_steps(foreach):
         torch.testing.assert_close(average, expected)
     assert int(model.ema_steps) == 6
     assert not torch.allclose(average, weight)
+
+
+def test_a_step_that_changes_a_single_weight_counts():
+    model = FlowMatching(CONFIG, VOCABULARY, LATENT)
+    model.update_average()
+    with torch.no_grad():
+        # The smallest change there is, of the last weight.
+        bias = list(model.network.parameters())[-1]
+        bias[-1] = torch.nextafter(bias[-1], torch.tensor(1.0))
+    model.update_average()
+    assert int(model.ema_steps) == 1
+
+
+def test_moving_and_casting_are_no_steps():
+    model = FlowMatching(CONFIG, VOCABULARY, LATENT)
+    train(model, OPTIMISERS["fused"](model.network.parameters()), 2)
+    model.double().float().to("cpu")
+    model.update_average()
+    assert int(model.ema_steps) == 2  # the second step was seen before the cast
 
 
 def test_the_average_survives_saving_resuming_and_copying():
@@ -372,9 +415,11 @@ def test_evaluation_and_sampling_use_the_average():
     latent, lengths, tokens, token_lengths = batch()
     before = model(latent, lengths, tokens, token_lengths).loss
     sampled, _ = model.sample(tokens, token_lengths, lengths, steps=2, seeds=0)
-    with torch.no_grad():
-        for parameter in model.network.parameters():
-            parameter.data = torch.randn_like(parameter)
+    state = model.state_dict()
+    model.load_state_dict(
+        {name: torch.randn_like(value) if name.startswith("network.") else value for name, value in state.items()}
+        | {"ema_steps": torch.tensor(1)}
+    )
     assert torch.equal(model(latent, lengths, tokens, token_lengths).loss, before)
     assert torch.equal(model.sample(tokens, token_lengths, lengths, steps=2, seeds=0)[0], sampled)
 
@@ -449,7 +494,7 @@ def test_sampling_solves_the_flow():
 def test_guidance_goes_away_from_the_null():
     model = build().eval()
     latent, lengths, tokens, token_lengths = batch((20,), (6,))
-    noise = model._noise(lengths, 20, 0)
+    noise = initial_noise(lengths, 20, LATENT, 0)
     text = model.ema.text_encoder(tokens, token_lengths, 20, torch.tensor([20]))
     zero, start = torch.zeros_like(latent), torch.zeros(1)
     given = model.ema.transformer(noise, zero, text, start, None)
@@ -477,7 +522,7 @@ def test_bad_input_is_named():
         model(latent, lengths, torch.full_like(tokens, 30), token_lengths)
     with pytest.raises(ValueError, match=r"lengths must lie in 1 … 40 frames, got 0 … 40"):
         model(latent, torch.tensor([40, 0, 3]), tokens, token_lengths)
-    with pytest.raises(ValueError, match="12 tokens do not fit into 10 frames; speak more slowly"):
+    with pytest.raises(ValueError, match="12 tokens do not fit into 10 frames; lower the speaking rate"):
         model.sample(tokens, token_lengths, [10, 20, 20])
     with pytest.raises(ValueError, match="frames behind the prompts"):
         model.sample(tokens, token_lengths, [20, 20, 20], latent[:, :20])

@@ -1,24 +1,29 @@
-"""`frontend: wavcube`: WavCube in the place of a filter bank, for ESPnet's ASR and every other task with frontends."""
+"""`frontend: wavcube`: WavCube in place of a filter bank, for ESPnet's ASR and every other task with frontends."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from typing import Any
 
 import torch
 from espnet2.asr.frontend.abs_frontend import AbsFrontend
 from torch import Tensor, nn
 
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.espnet.held import (
     HoldsWavCube,
-    check_lengths_there,
     check_rate,
+    ignore_filter_bank_options,
     load_held,
     pass_latents,
     remove_parts,
+    whole_lengths,
 )
-from wavcube_plugins.models.wavcube import WavCube
+from wavcube_plugins.models.usage import train_only, unused_parts, used_parameters
 
-FEATURES = ("latent", "restored", "layers")
+# Our features, and what they are called in `used_parameters`.
+FEATURES = {"latent": "latent", "restored": "restored", "layers": "hidden_states"}
 
 
 class WavCubeFrontend(HoldsWavCube, AbsFrontend):
@@ -29,56 +34,62 @@ class WavCubeFrontend(HoldsWavCube, AbsFrontend):
     >>> feats.shape, lengths
     (torch.Size([2, 49, 32]), tensor([49, 24]))
 
-    Frozen it is outside the module tree, and checkpoints hold nothing of it but the weights of the sum over layers.
-    With `trainable` it is an ordinary sub-module, saved with the rest, that stays in evaluation mode (nothing is
-    dropped at random) and gets its weights back after `init:` has overwritten them.
+    A frozen model stays out of the module tree, so checkpoints hold nothing of it but the weights of the sum over
+    layers. Gradients still pass to the input where it needs them, as in joint training with speech enhancement. With
+    `trainable` the model is an ordinary sub-module, saved with the rest, which stays in evaluation mode (without
+    dropout) and gets its weights back after `init:` has overwritten them.
 
     Args:
-        model: What `load_model` takes: `nano` (comes with the package), `wavcube`, `wavcube_pro`, a hub name, a folder
-            or a checkpoint.
         fs: The recipe's sample rate in Hz, to check it.
-        features: `latent`, what the paper evaluates; `restored`, what the Restorer makes of it; `layers`, a learnt
-            weighted sum over all hidden states of WavLM, SUPERB's way.
+        model: What `load_model` takes: `wavcube`, `wavcube_pro`, `nano`, a hub name, a folder or a checkpoint.
+        features: `latent`, which the paper evaluates; `restored`, the Restorer's output; `layers`, a learned weighted
+            sum over all hidden states of WavLM, as in SUPERB.
         trainable: Fine-tune the model.
-        dtype: Type to compute in, if frozen: float32, bfloat16 or float16. Features have the input's type.
+        dtype: Type to compute in, under AMP too, if frozen: float32, bfloat16 or float16. Features have the input's
+            type. A trainable model follows ESPnet's `--use_amp`.
         revision: Branch, tag or commit of a hub model.
+        filter_bank_options: Options of ESPnet's default frontend, which have no effect: ESPnet3 merges them into a
+            configuration without `frontend_conf`.
 
     Raises:
-        ValueError: a model that cannot be loaded, or options that do not fit together; one sentence.
+        InputError: The model cannot be loaded, or options do not fit it or each other.
     """
 
     def __init__(
         self,
         fs: int | str | None = None,
-        model: str = "nano",
+        model: str = "wavcube",
         features: str = "latent",
         trainable: bool = False,
         dtype: str = "float32",
         revision: str | None = None,
+        **filter_bank_options: Any,
     ):
         super().__init__()
         if features not in FEATURES:
-            raise ValueError(f"features must be one of {', '.join(FEATURES)}, got {features!r}")
+            raise InputError(f"features must be one of {', '.join(FEATURES)}, got {features!r}")
         if trainable and dtype != "float32":
-            raise ValueError(f"trainable needs dtype float32, got {dtype}; for mixed precision use ESPnet's --use_amp")
+            raise InputError(f"trainable needs dtype float32, got {dtype}; for mixed precision use ESPnet's --use_amp")
+        if ignore_filter_bank_options(filter_bank_options, "frontend_conf"):
+            fs = None
         wavcube = load_held(model, dtype, revision)
         check_rate(fs, wavcube, model)
-        self.features = features
-        self.trainable = trainable
-        self.revision = revision
+        self.features, self.trainable, self.revision = features, trainable, revision
         self.layer_weights = None
         if features == "layers":
             self.layer_weights = nn.Parameter(torch.zeros(wavcube.config.wavlm.num_layers + 1))
-        unused = _unused_parts(features)
         if trainable:
-            remove_parts(wavcube, unused)
-            self.source = model
-            self.model = wavcube
-            _train_used(wavcube, features)
-            # Last in the tree: `init: chainer` visits modules in their order and overwrites embeddings on its way.
+            remove_parts(wavcube, self._removed())
+            train_only(wavcube, used_parameters(wavcube, FEATURES[features]))
+            self.source, self.model = model, wavcube
+            # Last in the tree: `init: chainer` visits modules in order and overwrites embeddings on its way.
             self.after_init = _AfterInit(self)
         else:
-            self.hold(wavcube, model, without=unused)
+            self.hold(wavcube, model, without=self._removed())
+
+    def _removed(self) -> tuple[str, ...]:
+        # The Compressor tells `encode` and `hidden_states` alike how many frames there are.
+        return tuple(part for part in unused_parts(FEATURES[self.features]) if part in ("restorer", "decoder"))
 
     @property
     def frontend_type(self) -> str:
@@ -91,87 +102,78 @@ class WavCubeFrontend(HoldsWavCube, AbsFrontend):
         return self.model.hop_length if self.features == "latent" else self.model.config.wavlm.hop_length
 
     def output_size(self) -> int:
-        """Return the channels of the features."""
+        """Return the number of channels of the features."""
         return self.model.latent_dim if self.features == "latent" else self.model.config.wavlm.hidden_dim
 
     def forward(self, input: Tensor, input_lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Extract features.
 
         Args:
-            input: Waveforms (B, T) in -1 … 1; with `features: latent` and not trainable also latents (B, L, D) from
-                disk, which are handed on.
+            input: Waveforms (B, T) in -1 … 1; with `features: latent` of a frozen model also latents (B, L, D) from
+                disk, which pass through.
             input_lengths: (B,) samples, or frames of latents; None if all items are whole.
 
         Returns:
             Features (B, L, output_size()) in the input's type, zero beyond the lengths, and their lengths (B,).
 
         Raises:
-            ValueError: an input of another shape, or with values that are not finite.
+            InputError: The input has another shape.
+            ValueError: A waveform has values that are not finite.
         """
         if input.ndim == 3:
             if self.features != "latent" or self.trainable:
                 why = "trainable" if self.trainable else f"features: {self.features}"
-                raise ValueError(
+                raise InputError(
                     f"{why} needs waveforms (batch, samples) of one channel, got {tuple(input.shape)}; latents from "
                     "disk serve features: latent of a frozen model"
                 )
             return pass_latents(input, input_lengths, self.output_size())
-        lengths = check_lengths_there(input, input_lengths)
-        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
-            if self.features == "latent":
-                features, frames = self.model.encode(input, lengths)
-            elif self.features == "restored":
-                result = self.model.features(input, lengths)
-                features, frames = result.restored, result.lengths
-            else:
-                states, frames = self.model.hidden_states(input, lengths)
-        if self.features == "layers":
-            features = 0.0
+        lengths = whole_lengths(input, input_lengths)
+        with contextlib.nullcontext() if self.trainable else self.frozen_precision(input):
+            states, frames = self._states(input, lengths)
+        if self.layer_weights is None:
+            (features,) = states
+        else:
+            features = torch.zeros_like(states[0], dtype=input.dtype)
             for weight, state in zip(self.layer_weights.softmax(0), states, strict=True):
                 features = features + weight * state.to(input.dtype)
         return features[:, : int(frames.max())].to(input.dtype), frames
 
+    def _states(self, input: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the features, or every layer's for the weighted sum, and their lengths."""
+        if self.features == "latent":
+            latent, frames = self.model.encode(input, lengths)
+            return [latent], frames
+        if self.features == "restored":
+            result = self.model.features(input, lengths)
+            return [result.restored], result.lengths
+        return self.model.hidden_states(input, lengths)
+
     def reload_pretrained_parameters(self) -> None:
-        """Load the model's weights again; ESPnet calls this after `init:` has overwritten all that it found."""
+        """Load the model's weights again; ESPnet calls this after `init:` has overwritten everything in its reach."""
         if self.layer_weights is not None:
             nn.init.zeros_(self.layer_weights.data)
         if self.trainable:
             fresh = load_held(self.source, "float32", self.revision)
-            remove_parts(fresh, _unused_parts(self.features))
+            remove_parts(fresh, self._removed())
             self.model.load_state_dict(fresh.state_dict())
-            logging.info(f"frontend: the weights of {self.source} are restored after initialisation")
+            logging.info(f"frontend: restored the weights of {self.source} after initialisation")
 
     def extra_repr(self) -> str:
+        """Describe the frontend in `print(model)`."""
         state = "trainable" if self.trainable else "frozen"
         return f"model={self.source!r}, features={self.features!r}, channels={self.output_size()}, {state}"
 
 
 class _AfterInit(nn.Module):
-    """Restores the weights of its owner where `init: chainer` comes past."""
+    """Restores the weights of its owner when `init: chainer` reaches it."""
+
+    owner: WavCubeFrontend
 
     def __init__(self, owner: WavCubeFrontend):
         super().__init__()
         self.__dict__["owner"] = owner
 
     def espnet_initialization_fn(self) -> None:
+        """Called by ESPnet's initialisation."""
         self.owner.reload_pretrained_parameters()
-
-
-def _unused_parts(features: str) -> tuple[str, ...]:
-    return ("decoder",) if features == "restored" else ("decoder", "restorer")
-
-
-def _train_used(model: WavCube, features: str) -> None:
-    """Let train what the features come from, and nothing else: under DDP an unused parameter is an error."""
-    model.requires_grad_(False)
-    model.wavlm.requires_grad_()
-    if features == "layers":
-        return
-    for part in (model.post_wavlm_layer_norm, model.compressor, model.restorer):
-        if part is not None:
-            part.requires_grad_()
-    layer, transformer = model.config.wavlm_layer, model.wavlm.encoder.transformer
-    if 0 <= layer < model.config.wavlm.num_layers:
-        transformer.layers[layer:].requires_grad_(False)
-        if model.config.wavlm.layer_norm_first:  # then that norm is the last layer's
-            transformer.layer_norm.requires_grad_(False)

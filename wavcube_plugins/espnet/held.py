@@ -1,40 +1,62 @@
-"""A WavCube that belongs to a module of ESPnet without being part of its module tree."""
+"""A frozen WavCube that belongs to a module of ESPnet without being part of its module tree."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from wavcube_plugins.checkpoints import load_model
+from wavcube_plugins.errors import InputError
+from wavcube_plugins.models.lengths import length_mask
 from wavcube_plugins.models.wavcube import WavCube
+
+# Options of ESPnet's DefaultFrontend and LogMelFbank that mean nothing to us.
+_FILTER_BANK = frozenset(
+    "n_fft win_length hop_length window center normalized onesided n_mels fmin fmax htk log_base apply_stft "
+    "frontend_conf".split()
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class HoldsWavCube(nn.Module):
-    """Base of modules that compute with a frozen WavCube.
+    """Base class of modules that compute with a frozen WavCube.
 
     ESPnet saves a registered sub-module in every epoch's checkpoint, lets `init:` overwrite it, puts it into training
-    mode and gives it to the optimiser, frozen or not. A held model is none of that: it has no state keys and no
-    parameters as far as the owner goes, stays in evaluation, and moves to the owner's device. Copying and pickling the
-    owner takes it along. Its type stays its own when the owner is cast.
+    mode and passes it to the optimiser, frozen or not. A held model is spared all that: the owner has no parameters and
+    no state keys for it. It stays in evaluation mode, moves to the owner's device, keeps its own type when the owner is
+    cast, and is copied and pickled with the owner.
     """
 
+    model: WavCube
+    source: str
+
     def hold(self, model: WavCube, source: str, without: Sequence[str] = ()) -> None:
-        """Take a model, frozen from now on.
+        """Take a model and freeze it.
 
         Args:
             model: On any device; it follows the owner.
-            source: What it was loaded from.
-            without: Parts to remove from it, as paths of attributes, since they are not needed.
+            source: The name or path it was loaded from.
+            without: Paths of sub-modules to remove because they are not needed.
         """
         remove_parts(model, without)
         # Past nn.Module.__setattr__, which would register it.
         self.__dict__["model"] = model.eval().requires_grad_(False)
         self.source = source
         self.removed_parts = tuple(without)
+
+    @contextlib.contextmanager
+    def frozen_precision(self, inputs: Tensor) -> Iterator[None]:
+        """Compute in the model's own type, whatever AMP says, and with gradients only if the inputs need them.
+
+        Gradients have to reach a module in front of the model that is trained with it, such as speech enhancement.
+        """
+        gradients = torch.is_grad_enabled() and inputs.requires_grad
+        with torch.autocast(inputs.device.type, enabled=False), torch.set_grad_enabled(gradients):
+            yield
 
     def __getstate__(self):
         # WavLM's weight norm is a parametrisation, which Python cannot pickle: tensors and sizes go instead.
@@ -60,13 +82,13 @@ class HoldsWavCube(nn.Module):
         super()._apply(fn, recurse)
         held = self.__dict__.get("model")
         if held is not None:
-            # Only where to: a cast to half precision and back would cost digits that nobody wanted to give away.
+            # Only the device: a cast to half precision and back would lose digits.
             here = next(held.parameters())
             held.to(device=fn(torch.empty(0, dtype=here.dtype, device=here.device)).device)
         return self
 
     def train(self, mode: bool = True):
-        """Set the mode as usual; the model stays in evaluation, so that nothing in it becomes random."""
+        """Set the mode as usual; the model stays in evaluation mode."""
         super().train(mode)
         self.model.eval()
         return self
@@ -76,65 +98,82 @@ def load_held(model: str, dtype: str, revision: str | None = None) -> WavCube:
     """Load a model by the name and type in a configuration file.
 
     Raises:
-        ValueError: no such model, or no such type.
+        InputError: There is no such model, or no such type.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     return load_model(model, dtype=DTYPES[dtype], revision=revision)
 
 
 def remove_parts(model: WavCube, parts: Sequence[str]) -> None:
-    """Set parts of a model to None, to free their memory; `compressor.layers` is the layers of the Compressor."""
+    """Set sub-modules to None to free their memory; a path such as `compressor.layers` reaches inner ones."""
     for path in parts:
         owner, _, name = path.rpartition(".")
         setattr(model.get_submodule(owner), name, None)
 
 
 def parse_rate(rate: int | str) -> int:
-    """Return a sample rate in Hz that may be written as ESPnet has it, `16k`.
+    """Return a sample rate in Hz, given as a number or as ESPnet writes it, `16k`.
 
     Raises:
-        ValueError: neither a number nor that.
+        InputError: It is neither.
     """
     text = str(rate).strip().lower()
     try:
         return int(float(text.removesuffix("k")) * (1000 if text.endswith("k") else 1))
     except ValueError as error:
-        raise ValueError(f"fs must be a sample rate in Hz such as 16000 or 16k, got {rate!r}") from error
+        raise InputError(f"fs must be a sample rate in Hz such as 16000 or 16k, got {rate!r}") from error
 
 
 def check_rate(rate: int | str | None, model: WavCube, source: str) -> None:
-    """Raise ValueError if a recipe's sample rate is not the model's."""
+    """Raise InputError if a recipe's sample rate is not the model's."""
     if rate is not None and parse_rate(rate) != model.sample_rate:
-        raise ValueError(f"fs is {rate}, but the WavCube model {source} takes {model.sample_rate} Hz; set fs to that")
+        raise InputError(f"fs is {rate}, but the WavCube model {source} takes {model.sample_rate} Hz; set fs to that")
 
 
-def check_lengths_there(speech: Tensor, lengths: Tensor | None) -> Tensor:
-    """Return the lengths (B,), those of whole items where none are given, as ESPnet does at inference."""
+def ignore_filter_bank_options(options: Mapping[str, object], section: str) -> bool:
+    """Accept the options of ESPnet's filter banks and refuse all others.
+
+    Returns:
+        Whether they are the complete defaults of ESPnet's own class, as ESPnet3 merges them into a configuration
+        without options: then fs and hop_length do not come from the user either.
+
+    Raises:
+        InputError: An option is neither ours nor one of a filter bank.
+    """
+    unknown = sorted(options.keys() - _FILTER_BANK)
+    if unknown:
+        raise InputError(f"{section} has the option {unknown[0]}, which wavcube does not know")
+    # tts.sh passes n_fft, hop_length and win_length, never a window.
+    return "window" in options
+
+
+def whole_lengths(inputs: Tensor, lengths: Tensor | None) -> Tensor:
+    """Return the lengths (B,), or those of whole items where ESPnet gives none, as at inference."""
     if lengths is None:
-        return torch.full((speech.shape[0],), speech.shape[1], dtype=torch.long, device=speech.device)
+        return torch.full((inputs.shape[0],), inputs.shape[1], dtype=torch.long, device=inputs.device)
     return lengths
 
 
 def pass_latents(latents: Tensor, lengths: Tensor | None, dim: int) -> tuple[Tensor, Tensor]:
-    """Hand on latents that came from disk.
+    """Pass on latents that were read from disk.
 
     Args:
         latents: (B, L, D).
         lengths: (B,) frames, or None if all items are whole.
-        dim: The D that is expected.
+        dim: The expected D.
 
     Returns:
-        A copy of them, zero beyond the lengths, since ESPnet's normalisation works in place; and the lengths.
+        A copy, zero beyond the lengths, because ESPnet normalises in place; and the lengths.
 
     Raises:
-        ValueError: of another size.
+        InputError: The number of channels differs.
     """
     if latents.shape[2] != dim:
-        raise ValueError(
+        raise InputError(
             f"expected waveforms (batch, samples) or latents (batch, frames, {dim}), got {tuple(latents.shape)}: "
             "latents of another model, or a recording of several channels"
         )
-    lengths = check_lengths_there(latents, lengths)
-    frames = torch.arange(latents.shape[1], device=latents.device)
-    return latents.masked_fill(frames[None, :, None] >= lengths[:, None, None].to(latents.device), 0.0), lengths
+    lengths = whole_lengths(latents, lengths)
+    valid = length_mask(lengths.to(latents.device), latents.shape[1])
+    return latents.masked_fill(~valid[..., None], 0.0), lengths

@@ -86,7 +86,9 @@ def extract_options(task: str, arguments: Sequence[str]) -> list[str]:
     """
     from wavcube_plugins import espnet
 
-    part, kind = ("feats_extract", espnet.WavCubeFeatures) if task == "tts" else ("frontend", espnet.WavCubeFrontend)
+    part, kind = (
+        ("feats_extract", espnet.WavCubeFeatsExtract) if task == "tts" else ("frontend", espnet.WavCubeFrontend)
+    )
     name, given = _read_options(part, arguments)
     if name != "wavcube":
         raise KaldiError(f"--cache_latents true: {part} is {name}, only wavcube has latents")

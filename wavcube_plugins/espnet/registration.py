@@ -1,8 +1,8 @@
-"""Makes ESPnet know the names `wavcube` and `wavcube_cfm`, without a change to it.
+"""Registers `wavcube` and `wavcube_cfm` with ESPnet's tasks, without any change to ESPnet.
 
-ESPnet's tasks look classes up in `ClassChoices` objects of their modules. A finder in `sys.meta_path` waits for these
-modules and adds to each, right after it was executed, what it has a place for; a module that nobody imports costs
-nothing. The lists are found by the base class they ask for, so tasks that come later are served as well.
+Each task module of ESPnet has `ClassChoices` objects that map names to classes. A finder in `sys.meta_path` adds ours
+right after such a module has been executed, so modules that nobody imports cost nothing. Choices are recognised by
+their base class, which covers tasks that do not exist yet.
 """
 
 from __future__ import annotations
@@ -13,42 +13,49 @@ import sys
 from types import ModuleType
 from typing import Any
 
-TASKS = "espnet2.tasks."
-TTS_INFERENCE = "espnet2.bin.tts_inference"
+# Modules that are extended by a function `extend(module)` of ours.
+_EXTENSIONS = {"espnet2.bin.tts_inference": "wavcube_plugins.espnet.zero_shot"}
 
-# Modules with a list of frontends that take token ids, not speech.
+# Frontends of this task take token ids rather than speech.
 _TEXT_ONLY = ("espnet2.tasks.mt",)
 
-# Name of the list and of the base class it asks for: the name we add, where it is.
+_FRONTEND = ("wavcube", "wavcube_plugins.espnet.frontend", "WavCubeFrontend")
+# Name and base class of a ClassChoices: our name in it, and our class.
 _CLASSES = {
-    ("frontend", "AbsFrontend"): ("wavcube", "wavcube_plugins.espnet.frontend", "WavCubeFrontend"),
-    ("diar_frontend", "AbsFrontend"): ("wavcube", "wavcube_plugins.espnet.frontend", "WavCubeFrontend"),
-    ("feats_extract", "AbsFeatsExtract"): ("wavcube", "wavcube_plugins.espnet.features", "WavCubeFeatures"),
+    ("frontend", "AbsFrontend"): _FRONTEND,
+    ("diar_frontend", "AbsFrontend"): _FRONTEND,
+    ("feats_extract", "AbsFeatsExtract"): ("wavcube", "wavcube_plugins.espnet.features", "WavCubeFeatsExtract"),
+    ("tgt_feats_extract", "AbsTgtFeatsExtract"): (
+        "wavcube",
+        "wavcube_plugins.espnet.tgt_features",
+        "WavCubeTgtFeatsExtract",
+    ),
     ("tts", "AbsTTS"): ("wavcube_cfm", "wavcube_plugins.espnet.tts", "WavCubeCFM"),
 }
 
 
 def register() -> None:
-    """Add the WavCube classes to ESPnet's tasks: to those that are imported now, and to the others when they will be.
+    """Add the WavCube classes to ESPnet's task modules, those already imported and those imported later.
 
-    Calling it again changes nothing.
+    Calling it again has no effect.
     """
-    if WavCubeHook not in sys.meta_path:
-        sys.meta_path.insert(0, WavCubeHook)
+    if ESPnetFinder not in sys.meta_path:
+        sys.meta_path.insert(0, ESPnetFinder)
     for name, module in list(sys.modules.items()):
         if _is_wanted(name) and module is not None and not _is_being_imported(module):
             extend(module)
 
 
-class WavCubeHook:
-    """A finder for `sys.meta_path` that lets the others find ESPnet's modules and adds a step after their execution."""
+class ESPnetFinder:
+    """A finder for `sys.meta_path` that leaves finding to the others and extends ESPnet's modules once executed."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
+        """Return another finder's spec of a module of ESPnet, its loader extended; None for any other module."""
         if not _is_wanted(name):
             return None
         for finder in sys.meta_path:
-            if finder is WavCubeHook or not hasattr(finder, "find_spec"):
+            if finder is ESPnetFinder or not hasattr(finder, "find_spec"):
                 continue
             spec = finder.find_spec(name, path, target)
             if spec is not None:
@@ -59,31 +66,34 @@ class WavCubeHook:
 
 
 def extend(module: ModuleType) -> None:
-    """Add what belongs there to one of ESPnet's modules, already executed."""
-    if module.__name__ == TTS_INFERENCE:
-        tts = importlib.import_module("wavcube_plugins.espnet.tts")
-        tts.extend_tts_inference(module)
+    """Add what belongs into one of ESPnet's modules, already executed."""
+    if module.__name__ in _EXTENSIONS:
+        importlib.import_module(_EXTENSIONS[module.__name__]).extend(module)
         return
-    for choices in list(vars(module).values()):
-        base = getattr(choices, "base_type", None)
-        entry = _CLASSES.get((getattr(choices, "name", None), getattr(base, "__name__", None)))
-        if entry is None or (entry[0] == "wavcube" and module.__name__ in _TEXT_ONLY):
-            continue
-        name, where, class_name = entry
-        if name in choices.classes:
-            continue
-        kind = getattr(importlib.import_module(where), class_name)
-        # ClassChoices checks this when it is made, and we come later.
-        if not issubclass(kind, base):
-            raise TypeError(f"{kind.__name__} must be a subclass of {base.__name__} to be a --{choices.name}")
-        choices.classes[name] = kind
-    for kind in list(vars(module).values()):
-        if isinstance(kind, type) and "build_vocoder_from_file" in vars(kind):
-            _wrap_vocoder(kind)
+    for value in list(vars(module).values()):
+        _add_class(module, value)
+        if isinstance(value, type) and "build_vocoder_from_file" in vars(value):
+            _wrap_vocoder(value)
+
+
+def _add_class(module: ModuleType, choices: Any) -> None:
+    """Add our class to a ClassChoices that has a place for it; do nothing with any other object."""
+    base = getattr(choices, "base_type", None)
+    if not isinstance(base, type):
+        return
+    entry = _CLASSES.get((getattr(choices, "name", ""), base.__name__))
+    if entry is None or (entry == _FRONTEND and module.__name__ in _TEXT_ONLY) or entry[0] in choices.classes:
+        return
+    name, where, class_name = entry
+    kind = getattr(importlib.import_module(where), class_name)
+    # ClassChoices checks this in its constructor, which is over.
+    if not issubclass(kind, base):
+        raise TypeError(f"{kind.__name__} must be a subclass of {base.__name__} to be a --{choices.name}")
+    choices.classes[name] = kind
 
 
 def _wrap_vocoder(task: type) -> None:
-    """Let a task's `build_vocoder_from_file` build the WavCube decoder where that is meant."""
+    """Let a task's `build_vocoder_from_file` build the WavCube decoder where it is asked for."""
     original = vars(task)["build_vocoder_from_file"].__func__
     if hasattr(original, "_wavcube"):
         return
@@ -97,12 +107,14 @@ def _wrap_vocoder(task: type) -> None:
         vocoder = build_vocoder(vocoder_file, model, device)
         return original(cls, vocoder_config_file, vocoder_file, model, device) if vocoder is None else vocoder
 
-    build_vocoder_from_file._wavcube = True
-    task.build_vocoder_from_file = classmethod(build_vocoder_from_file)
+    build_vocoder_from_file._wavcube = True  # type: ignore[attr-defined]
+    setattr(task, "build_vocoder_from_file", classmethod(build_vocoder_from_file))  # noqa: B010
 
 
 def _is_wanted(name: str) -> bool:
-    return name.startswith(TASKS) or name == TTS_INFERENCE
+    # ESPnet3 keeps tasks of its own, such as espnet3.systems.asr.task.
+    task_of_espnet3 = name.startswith("espnet3.systems.") and name.endswith("task")
+    return name in _EXTENSIONS or name.startswith("espnet2.tasks.") or task_of_espnet3
 
 
 def _is_being_imported(module: ModuleType) -> bool:

@@ -1,12 +1,12 @@
-"""Runs a tool of ESPnet with the WavCube classes registered, in its spawned worker processes too.
+"""Runs a tool of ESPnet with the WavCube classes registered, in spawned worker processes too.
 
     python -m wavcube_plugins.espnet.run -m espnet2.bin.tts_train --feats_extract wavcube …
 
-is `python -m espnet2.bin.tts_train …`; recipes take it whole:
-`tts.sh --python "python3 -m wavcube_plugins.espnet.run"`. `-c CODE` and a script's path work as with python itself.
+stands for `python -m espnet2.bin.tts_train …`. Recipes use it as their Python:
+`tts.sh --python "python3 -m wavcube_plugins.espnet.run"`. `-c CODE` and a script's path work as with Python itself.
 
-Importing this module registers. That is what makes it work with several GPUs: ESPnet spawns a process for each, and a
-spawned process imports its parent's main module, which is this one.
+Importing this module registers the classes. That makes training on several GPUs work: ESPnet spawns a process for each,
+and a spawned process imports its parent's main module, which is this one.
 """
 
 from __future__ import annotations
@@ -15,19 +15,16 @@ import importlib
 import os
 import runpy
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from wavcube_plugins.errors import BAD_INPUT, OK, InputError
 from wavcube_plugins.espnet.registration import register
 
 USAGE = "usage: python -m wavcube_plugins.espnet.run -m espnet2.bin.TOOL [OPTIONS]\n\nexample:\n  " + (
     "python -m wavcube_plugins.espnet.run -m espnet2.bin.tts_train --config conf/train.yaml --feats_extract wavcube"
 )
 DEBUG_VARIABLE = "WAVCUBE_DEBUG"
-BAD_INPUT = 2
-
-_PACKAGE = Path(__file__).resolve().parents[1]
 
 register()
 
@@ -36,19 +33,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the arguments name, in this process.
 
     Args:
-        arguments: As behind `python`; None takes the process's.
+        arguments: As after `python`; None takes the process's.
 
     Returns:
-        0, or 2 with one line on stderr where something given cannot be used; what ESPnet itself raises goes through.
+        0, or 2 with one line on stderr if an option or a file cannot be used. ESPnet's own exceptions pass through.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, file=sys.stdout if arguments else sys.stderr)
-        return 0 if arguments else BAD_INPUT
+        return OK if arguments else BAD_INPUT
     try:
         return _run(arguments)
-    except (ValueError, ImportError, FileNotFoundError) as error:
-        if os.environ.get(DEBUG_VARIABLE) or not _is_ours(error):
+    except InputError as error:
+        if os.environ.get(DEBUG_VARIABLE):
             raise
         return _complain(str(error))
 
@@ -60,14 +57,14 @@ def _run(arguments: list[str]) -> int:
     if kind == "-c":
         sys.argv = ["-c", *rest[1:]]
         exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
-        return 0
+        return OK
     if kind != "-m":
         if kind.startswith("-") or not Path(kind).is_file():
             return _complain(f"{kind}: no such script; expected -m MODULE, -c CODE or a script's path")
         sys.argv = arguments
         sys.path.insert(0, str(Path(kind).resolve().parent))
         runpy.run_path(kind, run_name="__main__")
-        return 0
+        return OK
     name = rest[0]
     try:
         module = importlib.import_module(name)
@@ -78,18 +75,12 @@ def _run(arguments: list[str]) -> int:
     if not hasattr(module, "main"):
         sys.argv = rest
         runpy.run_module(name, run_name="__main__", alter_sys=True)
-        return 0
-    # Called, not executed anew as `__main__`: so what is registered in the module is there, and its classes can be
-    # pickled for other processes.
+        return OK
+    # Called rather than executed again as `__main__`, so that the registered classes are there, and those of the module
+    # can be pickled for other processes.
     sys.argv = [module.__file__ or name, *rest[1:]]
     result = module.main()
-    return result if isinstance(result, int) else 0
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether an error was raised by this package's own code, and so is a sentence for the user."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(_PACKAGE)
+    return result if isinstance(result, int) else OK
 
 
 def _complain(message: str) -> int:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wavcube_plugins.espnet.features import WavCubeFeatures
+from wavcube_plugins.errors import InputError
+from wavcube_plugins.espnet.features import WavCubeFeatsExtract
 from wavcube_plugins.espnet.held import HoldsWavCube, load_held
 
-# `--vocoder_file wavcube` is the decoder of the features' own model; `wavcube:SOURCE` that of another one.
+# `--vocoder_file wavcube` is the decoder of the feature extractor's own model, `wavcube:SOURCE` that of another one.
 NAME = "wavcube"
 _PUBLISHED = ("wavcube_pro",)
 
@@ -25,15 +26,15 @@ class WavCubeVocoder(HoldsWavCube):
     (torch.Size([16000]), 16000)
 
     Args:
-        model: What `load_model` takes: `nano`, `wavcube`, `wavcube_pro`, a hub name, a folder or a checkpoint.
-        dtype: Type to compute in: float32, bfloat16 or float16.
+        model: What `load_model` takes: `wavcube`, `wavcube_pro`, `nano`, a hub name, a folder or a checkpoint.
+        dtype: Type to compute in, under AMP too: float32, bfloat16 or float16.
         revision: Branch, tag or commit of a hub model.
 
     Raises:
-        ValueError: a model that cannot be loaded.
+        InputError: The model cannot be loaded.
     """
 
-    def __init__(self, model: str = "nano", dtype: str = "float32", revision: str | None = None):
+    def __init__(self, model: str = "wavcube", dtype: str = "float32", revision: str | None = None):
         super().__init__()
         wavcube = load_held(model, dtype, revision)
         self.hold(wavcube, model, without=("wavlm", "restorer", "compressor.layers"))
@@ -42,6 +43,11 @@ class WavCubeVocoder(HoldsWavCube):
     def fs(self) -> int:
         """Samples per second of the waveforms."""
         return self.model.sample_rate
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return self.model.hop_length
 
     @property
     def latent_dim(self) -> int:
@@ -59,13 +65,15 @@ class WavCubeVocoder(HoldsWavCube):
             The waveform (T,) in float32, T = hop_length * L.
 
         Raises:
-            ValueError: a latent of another shape, or with values that are not finite.
+            InputError: The latent has another shape, or values that are not finite.
         """
         if latent.ndim != 2:
-            raise ValueError(f"expected one latent (frames, {self.latent_dim}), got {tuple(latent.shape)}")
-        return self.model.decode(latent[None])[0][0]
+            raise InputError(f"expected one latent (frames, {self.latent_dim}), got {tuple(latent.shape)}")
+        with self.frozen_precision(latent):
+            return self.model.decode(latent[None])[0][0]
 
     def extra_repr(self) -> str:
+        """Describe the vocoder in `print(model)`."""
         return f"model={self.source!r}, fs={self.fs}, frozen"
 
 
@@ -73,34 +81,37 @@ def build_vocoder(vocoder_file: str | os.PathLike | None, model: Any, device: st
     """Build the vocoder that `--vocoder_file` names, if it is ours.
 
     Args:
-        vocoder_file: None or `wavcube` for the decoder of the features' own model, `wavcube:SOURCE` or `wavcube_pro`
-            for that of another one.
-        model: The model of ESPnet that is to be heard.
-        device: Where to put it.
+        vocoder_file: None or `wavcube` for the decoder of the feature extractor's own model, `wavcube:SOURCE` or
+            `wavcube_pro` for that of another one.
+        model: ESPnet's TTS or speech-to-speech translation model.
+        device: Where to put the vocoder.
 
     Returns:
-        The vocoder; None where ESPnet has to build its own: another name, or none and the features are not ours.
+        The vocoder, or None where ESPnet has to build its own: for any other name, or without a name if the feature
+        extractor is not ours.
 
     Raises:
-        ValueError: a model that cannot be loaded, or latents that its decoder does not take.
+        InputError: The model cannot be loaded, or its decoder does not fit the features.
     """
-    features = getattr(model, "feats_extract", None)
-    ours = isinstance(features, WavCubeFeatures)
+    # The second is that of speech-to-speech translation.
+    features = getattr(model, "feats_extract", None) or getattr(model, "tgt_feats_extract", None)
+    ours = features if isinstance(features, WavCubeFeatsExtract) else None
     name = None if vocoder_file is None else os.fspath(vocoder_file)
-    if name is None and not ours:
+    if name is None and ours is None:
         return None
+    revision = None
     if name is None or name == NAME:
-        source = features.source if ours else NAME
-        revision = features.revision if ours else None
+        source = NAME if ours is None else ours.source
+        revision = None if ours is None else ours.revision
     elif name in _PUBLISHED or name.startswith(f"{NAME}:"):
-        source, revision = name.removeprefix(f"{NAME}:"), None
+        source = name.removeprefix(f"{NAME}:")
     else:
         return None
     vocoder = WavCubeVocoder(source, revision=revision)
-    if ours and vocoder.latent_dim != features.output_size():
-        raise ValueError(
-            f"--vocoder_file {name}: the decoder of {source} takes {vocoder.latent_dim} channels, but the features are "
-            f"those of {features.source}, with {features.output_size()}; leave --vocoder_file out"
+    if ours is not None and vocoder.latent_dim != ours.output_size():
+        raise InputError(
+            f"--vocoder_file {name}: the decoder of {source} takes {vocoder.latent_dim} channels, but the features of "
+            f"{ours.source} have {ours.output_size()}; leave --vocoder_file out"
         )
     logging.info(f"vocoder: the WavCube decoder of {source}")
     return vocoder.to(device)
