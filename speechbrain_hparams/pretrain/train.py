@@ -72,13 +72,15 @@ WHOLE = {
 NUMBERS = {
     "crop_seconds": 0.1, "valid_seconds": 0.1, "discriminator_width": 0.001, "lr": 0.0, "weight_decay": 0.0,
     "beta1": 0.0, "beta2": 0.0, "mel_weight": 0.0, "adversarial_weight": 0.0, "semantic_weight": 0.0, "kl_weight": 0.0,
-    "phase_weight": 0.0, "max_gradient_norm": 1e-6, "ckpt_interval_minutes": 0,
+    "phase_weight": 0.0, "max_gradient_norm": 1e-6, "ckpt_interval_minutes": 0, "discriminator_lr": 0.0,
+    "ema_decay": 0.0,
 }  # fmt: skip
-FLAGS = ("init_adapters", "compile", "checkpointing", "utmos", "speaker_similarity", "wer")
+FLAGS = ("disturb", "init_adapters", "compile", "checkpointing", "utmos", "speaker_similarity", "wer")
 TEXTS = ("output_folder", "train", "valid", "root", "size", "backbone", "start", "bottleneck")
 OPTIONAL = (
     "valid", "root", "backbone", "start", "latent_dim", "mel_weight", "adversarial_weight", "semantic_weight",
-    "kl_weight", "phase_weight", "adversarial_from", "max_gradient_norm", "stop_at",
+    "kl_weight", "phase_weight", "adversarial_from", "max_gradient_norm", "stop_at", "discriminator_lr", "ema_decay",
+    "train_weights",
 )  # fmt: skip
 
 NEVER = "never"
@@ -124,14 +126,17 @@ class PretrainingBrain(sb.Brain):
         self.every = settings["validate_every"]
         self.done = 0
         self.sampler = data.StepSampler(
-            len(train), settings["batch_size"], settings["seed"], get_rank() or 0, self.world_size
+            len(train), settings["batch_size"], settings["seed"], get_rank() or 0, self.world_size, train.mixture
         )
         self.valid_size = len(valid)
         workers = settings["num_workers"]
+        collate = data.collate
+        if settings["disturb"]:
+            collate = partial(data.collate_disturbed, sample_rate=start.model.sample_rate)
         self.train_loader = DataLoader(
             train,
             batch_sampler=self.sampler,
-            collate_fn=data.collate,
+            collate_fn=collate,
             num_workers=workers,
             pin_memory=self.device_type == "cuda",
         )
@@ -199,9 +204,21 @@ class PretrainingBrain(sb.Brain):
             mel_windows=settings["mel_windows"],
             betas=(settings["beta1"], settings["beta2"]),
             weight_decay=settings["weight_decay"],
+            discriminator_schedule=self._discriminator_schedule(weights.adversarial_from),
+            ema_decay=settings["ema_decay"],
         )
+        if self.pretraining.average is not None:
+            average = self.pretraining.average
+            self.checkpointer.add_recoverable("average", _Recoverable(average.state_dict, average.load_state_dict))
         state = _Recoverable(self.pretraining.state_dict, self.pretraining.load_state_dict)
         self.checkpointer.add_recoverable("training", state)
+
+    def _discriminator_schedule(self, begin: float) -> Schedule | None:
+        settings = self.settings
+        if settings["discriminator_lr"] is None or not math.isfinite(begin):
+            return None
+        steps = max(1, settings["total_steps"] - int(begin))
+        return Schedule(settings["discriminator_lr"], min(settings["warmup_steps"], steps // 10), steps)
 
     def on_stage_start(self, stage, epoch=None):
         if stage == sb.Stage.TRAIN:
@@ -400,8 +417,13 @@ def _check_settings(settings: dict) -> None:
             continue
         if not good or value < least:
             raise ValueError(f"{name} must be {expected} of at least {least}, got {value!r}")
-    for name in ("beta1", "beta2"):
-        if settings[name] >= 1:
+    weights, sources = settings["train_weights"], settings["train"]
+    if weights is not None:
+        numbers = isinstance(weights, list) and all(_is_number(weight) and weight > 0 for weight in weights)
+        if not numbers or not isinstance(sources, list) or len(sources) != len(weights):
+            raise ValueError(f"train_weights must have one positive number for each source in train, got {weights!r}")
+    for name in ("beta1", "beta2", "ema_decay"):
+        if settings[name] is not None and settings[name] >= 1:
             raise ValueError(f"{name} must be below 1, got {settings[name]}")
     windows = settings["mel_windows"]
     if not isinstance(windows, list) or not windows or not all(isinstance(n, int) and n >= 16 for n in windows):
@@ -410,17 +432,28 @@ def _check_settings(settings: dict) -> None:
         raise ValueError(f"stage must be 1 or 2, got {settings['stage']}")
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def read_data(settings: dict, sample_rate: int) -> tuple[data.Crops, data.Beginnings]:
     """Return the crops to train on and those to validate on, after a look whether they can be read."""
     root = settings["root"]
     if root is not None and not Path(root).is_dir():
         raise ValueError(f"--root {root}: no such folder")
-    train = data.open_utterances(settings["train"], root)
+    # Each source is a part of its own where they are drawn by weight.
+    weights = settings["train_weights"]
+    parts = [
+        data.open_utterances(part, root) for part in ([settings["train"]] if weights is None else settings["train"])
+    ]
     if settings["valid"] is None:
-        train, valid = data.hold_out(train, settings["valid_size"])
+        pairs = [data.hold_out(part, max(1, settings["valid_size"] // len(parts))) for part in parts]
+        parts, held_out = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        valid = data.chain(held_out)
     else:
         valid = data.take(data.open_utterances(settings["valid"], root), settings["valid_size"])
-    crops = data.Crops(train, settings["crop_seconds"], sample_rate, settings["seed"])
+    mixture = None if weights is None else data.Mixture([len(part) for part in parts], weights)
+    crops = data.Crops(data.chain(parts), settings["crop_seconds"], sample_rate, settings["seed"], mixture)
     beginnings = data.Beginnings(valid, settings["valid_seconds"], sample_rate, settings["seed"])
     data.check_data(crops)
     data.check_data(beginnings)

@@ -27,6 +27,7 @@ from wavcube_plugins.models.mel import LogMel
 from wavcube_plugins.models.wavlm import WavLM
 from wavcube_plugins.pretraining import data, runs
 from wavcube_plugins.pretraining.discriminators import Discriminators
+from wavcube_plugins.pretraining.disturb import disturb
 from wavcube_plugins.pretraining.losses import (
     STAGE_WEIGHTS,
     feature_matching_loss,
@@ -475,6 +476,44 @@ def test_validation_changes_nothing_and_draws_nothing(waveforms):
     torch.testing.assert_close(reconstruction, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_the_average_follows_the_weights_and_validates_in_their_place(waveforms):
+    start = begin(dropout=0.0)
+    step = training(start, adversarial_from=math.inf, ema_decay=0.9)
+    name, weight = next((n, p) for n, p in start.model.named_parameters() if p.requires_grad and p.ndim == 2)
+    expected = weight.detach().clone()
+    for number in range(4):
+        step(waveforms, number)
+        share = max(0.1, 9 / (10 + number))
+        expected = expected + share * (weight.detach() - expected)
+    average = step.average.state_dict()[name]
+    assert torch.allclose(average, expected, atol=1e-6) and not torch.allclose(average, weight, atol=1e-6)
+    live = step.validate(waveforms)[1]
+    with torch.no_grad():
+        weight.add_(1.0)
+    assert torch.equal(step.validate(waveforms)[1], live)  # the live weights are not asked
+    assert torch.allclose(step.average.state_dict()[name], average) and not torch.allclose(weight, average)
+
+
+def test_a_skipped_step_is_not_averaged(waveforms):
+    start = begin()
+    step = training(start, adversarial_from=math.inf, ema_decay=0.5)
+    step(waveforms, 0)
+    before = {name: one.clone() for name, one in step.average.state_dict().items()}
+    assert step(torch.full_like(waveforms, math.inf), 1).skipped == ("generator",)
+    assert same(before, step.average.state_dict())
+
+
+def test_discriminators_may_learn_at_a_rate_of_their_own(waveforms):
+    start = begin()
+    step = training(start, adversarial_from=3, discriminator_schedule=Schedule(5e-4, 2, 10))
+    rates = []
+    for number in range(6):
+        result = step(waveforms, number)
+        rates.append(step.optimizers["discriminators"].param_groups[0]["lr"])
+        assert result.learning_rate == EAGER(number)
+    assert rates[3:] == [0.0, 2.5e-4, 5e-4]
+
+
 def test_frozen_and_unwrap():
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     module[0].requires_grad_(False)
@@ -752,6 +791,66 @@ def test_workers_change_nothing(damaged):
         found.append(list(loader))
     for a, b in zip(*found, strict=True):
         assert torch.equal(a.waveforms, b.waveforms) and (a.ids, a.skipped) == (b.ids, b.skipped)
+
+
+def test_a_mixture_draws_by_weight_and_each_part_in_whole_passes():
+    mixture = data.Mixture([30, 5], [3, 1])
+    sampler = data.StepSampler(35, 10, 5, mixture=mixture)
+    sampler.steps = range(200)
+    keys = [key for batch in sampler for key in batch]
+    few = [key for key in keys if key[0] >= 30]
+    assert len(few) == 500
+    # No utterance of a part comes up again before all others of it did.
+    for first in range(0, 500, 5):
+        assert {index for index, _ in few[first : first + 5]} == set(range(30, 35))
+        assert {number for _, number in few[first : first + 5]} == {first // 5}
+    # It goes on from any step as if it had never stopped.
+    later = data.StepSampler(35, 10, 5, mixture=data.Mixture([30, 5], [3, 1]))
+    later.steps = range(117, 119)
+    assert [key for batch in later for key in batch] == keys[1170:1190]
+    # Two processes share the positions.
+    halves = [data.StepSampler(35, 5, 5, rank, 2, data.Mixture([30, 5], [3, 1])) for rank in (0, 1)]
+    for half in halves:
+        half.steps = range(3)
+    shared = zip(*halves, strict=True)
+    assert [key for pair in shared for batch in pair for key in batch] == keys[:30]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights", "message"),
+    [([3, 4], [1.0], "2 positive weights"), ([3, 4], [1, 0], "positive"), ([3, 4], [1e5, 1], "thousandth")],
+)
+def test_bad_mixtures_are_refused(sizes, weights, message):
+    with pytest.raises(ValueError, match=message):
+        data.Mixture(sizes, weights)
+
+
+def test_a_chain_of_parts_is_one_after_the_other():
+    chain = data.chain([["a", "b"], ["c"], ["d", "e", "f"]])
+    assert len(chain) == 6 and [chain[index] for index in range(6)] == list("abcdef")
+
+
+def test_disturbed_batches_are_the_same_every_time_and_keep_their_peaks(speech):
+    dataset = crops(speech)
+    items = [dataset[index, 0] for index in range(8)]
+    clean, first, again = data.collate(items), *(data.collate_disturbed(items, dataset.sample_rate) for _ in range(2))
+    assert torch.equal(first.waveforms, again.waveforms) and first.ids == clean.ids
+    assert torch.allclose(first.waveforms.abs().amax(1), clean.waveforms.abs().amax(1), rtol=1e-5)
+    changes = (first.waveforms - clean.waveforms).abs().amax(1)
+    assert (changes > 1e-3).sum() >= 4
+
+
+def test_disturbances_leave_speech_at_its_time():
+    torch.manual_seed(0)
+    waveforms = torch.zeros(16, 16000)
+    waveforms[:, 8000:8400] = torch.randn(16, 400)
+    for seed in range(5):
+        disturbed = disturb(waveforms, seed)
+        assert disturbed.shape == waveforms.shape and torch.isfinite(disturbed).all()
+        spectra = torch.fft.rfft(disturbed, 32768) * torch.fft.rfft(waveforms, 32768).conj()
+        lags = torch.fft.irfft(spectra, 32768).argmax(1)
+        lags = torch.where(lags > 16384, lags - 32768, lags)
+        assert lags.abs().max() <= 8  # samples
 
 
 def test_validation_is_held_out_always_the_same(speech):

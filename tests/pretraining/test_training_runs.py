@@ -337,6 +337,21 @@ def test_a_run_may_stop_early_validate_at_other_steps_and_go_on(train, alone, tm
     assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*.ckpt")}
 
 
+def test_averaged_mixed_and_disturbed_a_run_resumes_exactly_and_exports_the_average(train, material, tmp_path):
+    sources = f"[{material / 'speech'}, {material / 'speech'}]"
+    settings = {"train": sources, "train_weights": "[3, 1]", "ema_decay": 0.9, "disturb": True}
+    whole = train(1, tmp_path / "whole", **settings)
+    parts = train(1, tmp_path / "parts", stop_at=4, **settings)
+    train(1, parts, **settings)
+    assert equal(final_state(whole), final_state(parts))
+    averages = [torch.load(runs.checkpoints(run)[-1] / "average.ckpt", weights_only=True) for run in (whole, parts)]
+    assert equal(*averages) and averages[0].keys()
+    exported = runs.export_run(whole, tmp_path / "export").state_dict()
+    live = final_state(whole)[0]
+    assert all(torch.equal(exported[name], weight) for name, weight in averages[0].items())
+    assert any(not torch.equal(exported[name], live[name]) for name in averages[0])
+
+
 def test_a_stage_2_run_goes_on_without_the_folder_it_came_from(train, material, tmp_path, monkeypatch):
     settings = {"total_steps": 3, "validate_every": 3, "ckpt_interval_steps": 1}
     first = train(1, tmp_path / "stage1", total_steps=1, adversarial_from=9, ckpt_interval_steps=0)
@@ -588,6 +603,12 @@ def test_start_reaches_the_script_through_torchrun():
 
 def plain(stage):
     return yaml.safe_load((SCRIPTS / f"stage{stage}.yaml").read_text())
+
+
+@pytest.mark.parametrize("weights", ["[1]", "[1, 0]", "[1, x]", "3"])
+def test_weights_of_sources_are_one_positive_number_each(script, weights):
+    with pytest.raises(ValueError, match="train_weights must have one positive number"):
+        read(script, 1, train="[one, another]", train_weights=weights)
 
 
 @pytest.mark.parametrize("stage", [1, 2])

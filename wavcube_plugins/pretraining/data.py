@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, Sampler
 from wavcube_plugins.audio import AudioError, AudioWarning, read_audio, read_info
 from wavcube_plugins.data.manifests import Manifest, ManifestError, Utterance
 from wavcube_plugins.errors import InputError
+from wavcube_plugins.pretraining.disturb import disturb
 
 # Utterances tried in the place of one that cannot be read, and before training for the first one that can.
 _TRIES, _FIRST_TRIES = 100, 1000
@@ -121,10 +122,18 @@ class Crops(Dataset):
         seconds: Length of a crop.
         sample_rate: In Hz.
         seed: Another one gives other crops.
+        mixture: Says how often each part of the utterances is to be drawn, for `StepSampler`.
     """
 
-    def __init__(self, utterances: Sequence[Utterance], seconds: float, sample_rate: int, seed: int = 0):
-        self.utterances = utterances
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        seconds: float,
+        sample_rate: int,
+        seed: int = 0,
+        mixture: Mixture | None = None,
+    ):
+        self.utterances, self.mixture = utterances, mixture
         self.seconds, self.sample_rate, self.seed = seconds, sample_rate, seed
 
     def __len__(self) -> int:
@@ -171,6 +180,42 @@ class Beginnings(Crops):
         return read_crop(utterance, self.seconds, self.sample_rate, position=0.0, peak_db=VALIDATION_LEVEL)
 
 
+class Mixture:
+    """Which part of the data each utterance of a training comes from, by weight.
+
+    Of every thousand utterances each part has its share to the nearest one, in an order drawn anew.
+
+    Args:
+        sizes: Utterances of each part.
+        weights: How often each part is drawn, in proportion.
+
+    Raises:
+        InputError: not one positive weight for each part, or a part that would never be drawn.
+    """
+
+    _BLOCK = 1000
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float]):
+        if len(sizes) != len(weights) or not all(weight > 0 for weight in weights):
+            raise InputError(f"expected {len(sizes)} positive weights, one for each source, got {list(weights)}")
+        self.sizes = tuple(sizes)
+        edges = np.rint(np.cumsum(weights) / sum(weights) * self._BLOCK).astype(int)
+        self.counts = np.diff(edges, prepend=0)
+        if not self.counts.all():
+            raise InputError(f"weights {list(weights)}: the smallest is less than a thousandth of all")
+        self._parts = np.repeat(np.arange(len(sizes)), self.counts)
+        self._block: tuple[object, np.ndarray] = (None, self._parts)
+
+    def part(self, position: int, seed: int) -> tuple[int, int]:
+        """Return the part at a position of the training, and how many of that part came before."""
+        block, place = divmod(position, self._BLOCK)
+        if self._block[0] != (block, seed):
+            self._block = (block, seed), draw(seed, block, "mixture").permutation(self._parts)
+        parts = self._block[1]
+        part = int(parts[place])
+        return part, block * int(self.counts[part]) + int((parts[:place] == part).sum())
+
+
 class StepSampler(Sampler):
     """The keys of every step's batch, for one of several processes.
 
@@ -183,16 +228,27 @@ class StepSampler(Sampler):
         seed: Another one gives other orders.
         rank: This process's number.
         world_size: Processes; each gets other utterances.
+        mixture: Draws from several parts of the data by weight; each part then has passes of its own.
 
     Attributes:
         steps: The steps that the next iteration goes over.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        mixture: Mixture | None = None,
+    ):
+        if mixture is not None and sum(mixture.sizes) != size:
+            raise ValueError(f"the parts of the mixture have {sum(mixture.sizes)} utterances, the data {size}")
         self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.mixture = rank, world_size, mixture
         self.steps = range(0)
-        self._pass, self._order = -1, np.empty(0, dtype=np.int64)
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -207,16 +263,37 @@ class StepSampler(Sampler):
         return step * self.world_size * self.batch_size / self.size
 
     def _key(self, position: int) -> tuple[int, int]:
-        number, place = divmod(position, self.size)
-        if number != self._pass:
-            self._pass, self._order = number, draw(self.seed, number, "order").permutation(self.size)
-        return int(self._order[place]), number
+        if self.mixture is None:
+            return self._in_part(0, position, self.size, "order")
+        part, position = self.mixture.part(position, self.seed)
+        first = sum(self.mixture.sizes[:part])
+        index, number = self._in_part(part, position, self.mixture.sizes[part], f"order of {part}")
+        return first + index, number
+
+    def _in_part(self, part: int, position: int, size: int, kind: str) -> tuple[int, int]:
+        number, place = divmod(position, size)
+        if self._orders.get(part, (-1, None))[0] != number:
+            self._orders[part] = number, draw(self.seed, number, kind).permutation(size)
+        return int(self._orders[part][1][place]), number
 
 
 def collate(items: Sequence[tuple[Tensor, str, list[Skipped]]]) -> Batch:
     """Make a batch of what `Crops` gives."""
     waveforms, ids, skipped = zip(*items, strict=True)
     return Batch(torch.stack(waveforms), list(ids), [entry for entries in skipped for entry in entries])
+
+
+def collate_disturbed(items: Sequence[tuple[Tensor, str, list[Skipped]]], sample_rate: int) -> Batch:
+    """Make a batch of what `Crops` gives, most of it with noise, rooms, filters or second talkers.
+
+    What happens to a batch depends on its samples alone; the peaks stay at their levels.
+    """
+    batch = collate(items)
+    peaks = batch.waveforms.abs().amax(1, keepdim=True)
+    digest = hashlib.blake2b(batch.waveforms.numpy().tobytes(), digest_size=7).digest()
+    disturbed = disturb(batch.waveforms, int.from_bytes(digest, "little"), sample_rate)
+    batch.waveforms = disturbed * (peaks / disturbed.abs().amax(1, keepdim=True).clamp_min(1e-9))
+    return batch
 
 
 def check_data(crops: Crops) -> None:
@@ -244,6 +321,11 @@ def open_utterances(sources: str | Sequence[str], root: str | None = None) -> Se
         ManifestError: as `manifests.Manifest`.
     """
     return Manifest(*([sources] if isinstance(sources, str) else sources), root=root)
+
+
+def chain(parts: Sequence[Sequence[Utterance]]) -> Sequence[Utterance]:
+    """Return the utterances of several parts one after the other."""
+    return parts[0] if len(parts) == 1 else _Chain(parts)
 
 
 def hold_out(
@@ -285,3 +367,15 @@ class _Selection(Sequence[Utterance]):
 
     def __getitem__(self, index: int) -> Utterance:
         return self._utterances[int(self._indices[index])]
+
+
+class _Chain(Sequence[Utterance]):
+    def __init__(self, parts: Sequence[Sequence[Utterance]]):
+        self._parts, self._ends = parts, np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Utterance:
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return self._parts[part][index - int(self._ends[part]) + len(self._parts[part])]

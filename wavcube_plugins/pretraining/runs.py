@@ -4,7 +4,8 @@ A run's folder holds
 
     run.json          stage, sizes, what it was started from and trained on
     teacher/          the frozen teacher, once; checkpoints do not repeat it
-    save/CKPT+…/      checkpoints in SpeechBrain's layout: model.ckpt, discriminators.ckpt, training.ckpt (optimisers)
+    save/CKPT+…/      checkpoints in SpeechBrain's layout: model.ckpt, discriminators.ckpt, training.ckpt (optimisers),
+                      and average.ckpt, the moving average of the weights, if there is one
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ FORMAT = "wavcube-run-1"
 
 # What a checkpoint of a run must hold; one that a kill cut short, while it was written or removed, does not count.
 PARTS = ("CKPT.yaml", "model.ckpt", "discriminators.ckpt", "training.ckpt", "brain.ckpt")
+AVERAGE_NAME = "average.ckpt"
 
 
 @dataclass
@@ -277,7 +279,7 @@ def read_meta(checkpoint: Path) -> dict:
 
 
 def load_run(folder: str | os.PathLike, which: str = "last") -> tuple[WavCube, Path]:
-    """Load the model of a run.
+    """Load the model of a run, with the average of its weights if there is one.
 
     Args:
         folder: The run's folder.
@@ -300,6 +302,8 @@ def load_run(folder: str | os.PathLike, which: str = "last") -> tuple[WavCube, P
     checkpoint = found[-1]
     start = open_run(folder)
     load_weights(start.model, _load(checkpoint / "model.ckpt"), description["stage"])
+    if (checkpoint / AVERAGE_NAME).is_file():
+        start.model.load_state_dict(_load(checkpoint / AVERAGE_NAME), strict=False)
     meta = read_meta(checkpoint)
     start.model.trained = True
     start.model.metadata = {

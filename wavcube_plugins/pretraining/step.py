@@ -10,7 +10,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +21,7 @@ from wavcube_plugins.models.mel import MEL_N_FFT, LogMel
 from wavcube_plugins.models.usage import train_only, used_parameters
 from wavcube_plugins.models.wavcube import WavCube, fit_length, normalise
 from wavcube_plugins.models.wavlm import WavLM
+from wavcube_plugins.pretraining.average import WeightAverage
 from wavcube_plugins.pretraining.losses import (
     LossWeights,
     discriminator_loss,
@@ -206,6 +207,10 @@ class PretrainingStep:
         mel_windows: Of the log-mel distance, in samples; the paper has one.
         betas: Of AdamW.
         weight_decay: Of AdamW.
+        discriminator_schedule: The discriminators' own learning rate, its steps counted from their first one; None
+            gives them the generator's, as in the paper.
+        ema_decay: Decay per step of an average of the generator's weights that validates in their place; None goes
+            without.
     """
 
     def __init__(
@@ -224,9 +229,12 @@ class PretrainingStep:
         mel_windows: Sequence[int] = (MEL_N_FFT,),
         betas: tuple[float, float] = BETAS,
         weight_decay: float = WEIGHT_DECAY,
+        discriminator_schedule: Schedule | None = None,
+        ema_decay: float | None = None,
     ):
         self.generator, self.discriminators = generator, discriminators
-        self.weights, self.schedule = weights, schedule
+        self.weights, self.schedule, self.discriminator_schedule = weights, schedule, discriminator_schedule
+        self.average = None if ema_decay is None else WeightAverage(unwrap(generator).model, ema_decay)
         self.seed, self.rank = seed, rank
         self.autocast, self.max_gradient_norm, self.most_skipped = autocast, max_gradient_norm, most_skipped
         self.device = next(generator.parameters()).device
@@ -249,6 +257,7 @@ class PretrainingStep:
             **{name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
+            **({} if self.average is None else {"averaged": self.average.steps}),
         }
 
     def load_state_dict(self, state: Mapping) -> None:
@@ -256,6 +265,8 @@ class PretrainingStep:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state[name])
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+        if self.average is not None:
+            self.average.steps = state.get("averaged", 0)
 
     def __call__(self, waveforms: Tensor, step: int) -> StepResult:
         """Train on whole crops.
@@ -279,9 +290,13 @@ class PretrainingStep:
 
         if adversarial:
             loss = self._discriminator_losses(waveforms, fake.detach(), losses)
-            norms["discriminators"] = self._optimise("discriminators", loss, learning_rate, skipped)
+            own = self.discriminator_schedule
+            rate = learning_rate if own is None else own(step - int(self.weights.adversarial_from))
+            norms["discriminators"] = self._optimise("discriminators", loss, rate, skipped)
         loss = self._generator_losses(waveforms, output, adversarial, losses)
         norms["generator"] = self._optimise("generator", loss, learning_rate, skipped)
+        if self.average is not None and "generator" not in skipped:
+            self.average.update()
 
         self.skipped += bool(skipped)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
@@ -295,9 +310,12 @@ class PretrainingStep:
 
     @torch.no_grad()
     def validate(self, waveforms: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the losses that need no discriminator, and the reconstructions (B, T), of whole crops (B, T)."""
+        """Return the losses that need no discriminator, and the reconstructions (B, T), of whole crops (B, T).
+
+        The averaged weights answer, if there are any.
+        """
         waveforms = waveforms.to(self.device)
-        with self._autocast():
+        with nullcontext() if self.average is None else self.average.applied(), self._autocast():
             output = unwrap(self.generator)(waveforms)
         losses = {"mel": mel_loss(self.log_mels, waveforms, output.reconstruction), **output.losses}
         losses["semantic"] = sum(value for name, value in losses.items() if name.startswith("semantic_"))
