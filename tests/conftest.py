@@ -1,20 +1,31 @@
-"""Shared by all tests: no network, two threads, the golden checkpoints."""
+"""Shared by all tests: no network, few threads, the golden checkpoints, and how tests are divided among processes."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
+if PARALLEL:
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in the subprocesses of tests
 
 import pytest
 import torch
-from helpers.paths import GOLDEN
+from helpers.paths import GOLDEN, ROOT
 from safetensors.torch import load_file
 
 from wavcube_plugins import load_model
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Keep the tests of a file in one process, since they share fixtures, unless they have an `xdist_group`."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT / "tests").as_posix()))
+
+
 @pytest.fixture(autouse=True, scope="session")
-def two_threads():
-    torch.set_num_threads(2)
+def few_threads():
+    torch.set_num_threads(1 if PARALLEL else 2)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """The code blocks of the README and of docs/ run as they stand.
 
-A page's blocks run in their order, in one folder: Python blocks share their variables, shell blocks their files. A block
-that cannot run here is preceded by `<!-- skip: next "why" -->`, which is not rendered.
+A page's blocks run in order, in one folder: Python blocks share their variables, shell blocks their files. A block that
+cannot run here is preceded by `<!-- skip: next "why" -->`, which is not rendered.
 """
 
 import contextlib
