@@ -10,29 +10,30 @@ from typing import Any
 
 import torch
 
-from wavcube_plugins.checkpoints import (
-    ASSETS,
+from wavcube_plugins.checkpoints.encoders import build_wavlm
+from wavcube_plugins.checkpoints.lightning import LIGHTNING_SUFFIXES, load_teacher
+from wavcube_plugins.checkpoints.loading import load_model
+from wavcube_plugins.checkpoints.names import ASSETS, CheckpointError, local_path
+from wavcube_plugins.checkpoints.native import (
     CONFIG_NAME,
-    LIGHTNING_SUFFIXES,
     WEIGHTS_NAME,
-    CheckpointError,
-    build_wavlm,
-    fitting,
-    load_model,
-    load_teacher,
+    check_tensors,
     read_description,
+    read_metadata,
     read_safetensors,
-    read_torch,
-    write_folder,
+    reason,
+    write_weights,
 )
-from wavcube_plugins.checkpoints import FORMAT as WAVCUBE_FORMAT
+from wavcube_plugins.checkpoints.native import FORMAT as WAVCUBE_FORMAT
+from wavcube_plugins.checkpoints.pickles import read_torch
 from wavcube_plugins.config import BACKBONES, WavLMConfig
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.models.wavcube import WavCube
 from wavcube_plugins.models.wavlm import WavLM
 
 FORMAT = "wavlm-1"
 ADDRESS = "https://download.pytorch.org/torchaudio/models/"
-FILES = {  # on that server, and so in torchaudio's own cache
+FILES = {  # on that server, and so in torch.hub's cache
     "wavlm_large": "wavlm_large.pth",
     "wavlm_base": "wavlm_base.pth",
     "wavlm_base_plus": "wavlm_base_plus.pth",
@@ -50,7 +51,7 @@ FILES = {  # on that server, and so in torchaudio's own cache
 def load_backbone(
     source: str | os.PathLike, config: WavLMConfig | None = None, *, local_files_only: bool = False
 ) -> WavLM:
-    """Load a pretrained speech encoder, to start a model from or to anchor one to.
+    """Load a pretrained speech encoder, to initialise a model from or to anchor one to.
 
     >>> wavlm = load_backbone("wavlm_base_plus")
     >>> model = WavCube(dataclasses.replace(WavCubeConfig(), wavlm=wavlm.config))
@@ -63,13 +64,13 @@ def load_backbone(
               torchaudio's weights, from its cache or downloaded into it;
             * `nano`, the teacher that comes with the package;
             * a folder that `save_backbone` wrote;
-            * a `.pt`, `.pth`, `.bin` or `.safetensors` file with torchaudio's or Hugging Face's names, a folder as
-              Hugging Face has it, or the authors' own file (`WavLM-Large.pt`);
-            * a WavCube: a native folder (its WavLM is taken), or a public Lightning file (its teacher is taken).
+            * a `.pt`, `.pth`, `.bin` or `.safetensors` file with torchaudio's or Hugging Face's names, a folder in
+              Hugging Face's layout, or the authors' own file (`WavLM-Large.pt`);
+            * a WavCube: a native folder, whose WavLM is taken, or a public Lightning file, whose teacher is taken.
 
-            A folder or file that is called like one of the names needs a path, as text `./nano`, or as a `Path`.
+            The names always mean these encoders; for a folder or file of that name write `./nano` or pass a `Path`.
         config: Sizes, for a file whose sizes are those of no known encoder.
-        local_files_only: Never download. `HF_HUB_OFFLINE` does the same.
+        local_files_only: Never download anything. `HF_HUB_OFFLINE` does the same.
 
     Returns:
         The encoder in eval mode, float32, on the CPU.
@@ -77,10 +78,9 @@ def load_backbone(
     Raises:
         CheckpointError: nothing loadable by that name; the message says what was expected and what was found.
     """
-    name, path = os.fspath(source), Path(source).expanduser()
     known = ("nano", *FILES)
-    # As text a known name is that, whatever lies in the current folder.
-    if path.exists() and not (isinstance(source, str) and name in known):
+    name, path = os.fspath(source), local_path(source, known)
+    if path is not None:
         return _load_folder(path, config) if path.is_dir() else _load_file(path, config)
     if name == "nano":
         folder = ASSETS / "nano" / "teacher"
@@ -96,44 +96,45 @@ def save_backbone(
     wavlm: WavLM,
     folder: str | os.PathLike,
     metadata: Mapping[str, str] | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
 ) -> None:
     """Write a backbone as a folder that `load_backbone` reads: `model.safetensors` and `config.json`.
 
     Args:
         wavlm: The encoder.
-        folder: Made if missing; a backbone in it is replaced, each file atomically.
-        metadata: What to note about the weights besides the encoder's own metadata.
+        folder: Created if missing. A backbone that is already in it is replaced, each file atomically.
+        metadata: Notes on the weights, besides the encoder's own metadata.
         dtype: Type of the weights on disk; None keeps the encoder's.
 
     Raises:
         CheckpointError: the folder cannot be written.
+        InputError: an unknown dtype.
     """
     metadata = {**wavlm.metadata, **(metadata or {})}
     description = {"format": FORMAT, "config": wavlm.config.to_dict(), "metadata": metadata}
-    write_folder(wavlm.state_dict(), description, folder, dtype=dtype)
+    write_weights(wavlm.state_dict(), description, folder, dtype=dtype)
 
 
 def init_from_backbone(model: WavCube, backbone: WavLM, *, adapters: bool = True) -> None:
-    """Make a new model ready for stage 1: WavLM's weights, and its first layers in Compressor and Restorer.
+    """Initialise a new model for stage 1: WavLM's weights, and its first layers for Compressor and Restorer.
 
-    Everything else keeps its random weights.
+    All other weights stay random.
 
     Args:
-        model: The model that is to be trained; its weights are overwritten in place.
+        model: The model to be trained; its weights are overwritten in place.
         backbone: The pretrained encoder, with the sizes of `model.config.wavlm`.
         adapters: False leaves Compressor and Restorer random, an ablation of the paper.
 
     Raises:
-        ValueError: the backbone has other sizes, or fewer layers than Compressor and Restorer need.
+        InputError: the backbone has other sizes, or fewer layers than Compressor and Restorer need.
     """
     ours, theirs = model.config.wavlm.to_dict(), backbone.config.to_dict()
     for name, value in ours.items():
         if theirs[name] != value:
-            raise ValueError(f"the model's configuration has wavlm.{name} {value}, the backbone has {theirs[name]}")
+            raise InputError(f"the model's configuration has wavlm.{name} {value}, the backbone has {theirs[name]}")
     num_layers = model.config.bottleneck.num_layers
     if adapters and num_layers > backbone.config.num_layers:
-        raise ValueError(
+        raise InputError(
             f"bottleneck.num_layers is {num_layers}, the backbone has {backbone.config.num_layers} layers to start from"
         )
     model.wavlm.load_state_dict(backbone.state_dict())
@@ -212,12 +213,14 @@ def _load_file(path: Path, config: WavLMConfig | None) -> WavLM:
 
 
 def _description(folder: Path) -> Mapping[str, Any]:
-    """Return what a folder's `config.json` says, ours or Hugging Face's, empty if there is none."""
+    """Return the content of a folder's `config.json`, ours or Hugging Face's; empty if there is none."""
     try:
         description = json.loads((folder / CONFIG_NAME).read_text())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{folder / CONFIG_NAME}: cannot be read, {reason(error)}") from error
+    except ValueError as error:
         raise CheckpointError(f"{folder / CONFIG_NAME}: not readable as JSON, {error}") from error
     return description if isinstance(description, Mapping) else {}
 
@@ -225,10 +228,11 @@ def _description(folder: Path) -> Mapping[str, Any]:
 def _load_own(folder: Path, weights_name: str) -> WavLM:
     config, description = read_description(folder, weights_name, WavLMConfig, FORMAT)
     state = read_safetensors(folder / weights_name)
-    wavlm = fitting(config, state, folder / weights_name)
+    with torch.device("meta"):
+        wavlm = WavLM(config)
+    check_tensors(wavlm, state, folder / weights_name)
     wavlm.load_state_dict(state, assign=True)
-    metadata = {str(key): str(value) for key, value in description.get("metadata", {}).items()}
-    wavlm.metadata = {**metadata, "source": str(folder)}
+    wavlm.metadata = {**read_metadata(description), "source": str(folder)}
     return wavlm.float().eval()
 
 
@@ -239,7 +243,7 @@ def _take_wavlm(path: Path) -> WavLM:
 
 
 def _rest_of_authors(cfg: Mapping[str, Any], path: Path) -> WavLMConfig:
-    """Return what tensors do not tell, from the settings in the authors' WavLM files."""
+    """Return the sizes that shapes do not tell, from the settings in the authors' WavLM files."""
     return _rest(
         path,
         num_heads=cfg.get("encoder_attention_heads"),
@@ -249,7 +253,7 @@ def _rest_of_authors(cfg: Mapping[str, Any], path: Path) -> WavLMConfig:
 
 
 def _rest_of_hugging_face(description: Mapping[str, Any], path: Path) -> WavLMConfig:
-    """Return what tensors do not tell, from a `config.json` as Hugging Face has it."""
+    """Return the sizes that shapes do not tell, from a `config.json` of Hugging Face's."""
     strides = description.get("conv_stride")
     return _rest(
         path,
@@ -263,7 +267,7 @@ def _rest_of_hugging_face(description: Mapping[str, Any], path: Path) -> WavLMCo
 def _rest(path: Path, **settings: Any) -> WavLMConfig:
     given = {name: value for name, value in settings.items() if value is not None}
     try:
-        # Any number of channels will do: the tensors tell it.
+        # Any number of channels will do, since the tensors tell the right one.
         return WavLMConfig.from_dict({"hidden_dim": 16 * given.get("num_heads", 16), **given})
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: its settings make no sense, {error}") from error
