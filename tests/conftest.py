@@ -3,9 +3,8 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
-if PARALLEL:
-    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in the subprocesses of tests
+# Read when torch is imported, here and in the subprocesses of tests.
+os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
 
 import pytest
 import torch
@@ -25,7 +24,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="session")
 def few_threads():
-    torch.set_num_threads(1 if PARALLEL else 2)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="module")
