@@ -1,6 +1,6 @@
 """Latents of a whole corpus on disk: manifests, batching, sharding over processes, and resuming.
 
-An output folder holds
+An output folder holds::
 
     npy/<id>.npy      the latent, float16, (L, D)
     index.jsonl       one line per utterance: id, path below the folder, source, samples, frames, seconds

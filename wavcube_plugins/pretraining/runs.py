@@ -1,6 +1,6 @@
 """What a training run starts from and leaves behind, whichever toolkit drives it.
 
-A run's folder holds
+A run's folder holds::
 
     run.json          stage, sizes, what it was started from and trained on
     teacher/          the frozen teacher, once; checkpoints do not repeat it
