@@ -54,7 +54,7 @@ def train(corpus, out, *, shape="stats/train/speech_shape", **more):
         "normalize_conf": f"stats_file={corpus}/stats/train/feats_stats.npz",
         "tts_conf": SIZES,
         "optim": "adamw",
-        "optim_conf": "lr=2.0e-3",
+        "optim_conf": "{lr: 2.0e-3, fused: true}",  # writes weights without counting their versions up
         "batch_type": "unsorted",
         "batch_size": 3,
         "num_workers": 0,

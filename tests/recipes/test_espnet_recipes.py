@@ -46,7 +46,7 @@ def tts(tmp_path_factory):
     tiny = "--max_epoch 2 --tts_conf dim=48 --tts_conf num_heads=1 --tts_conf num_layers=2 --tts_conf text_dim=32"
     result = run(
         folder,
-        *("--corpus", "mini", "--python", sys.executable, "--local_data_opts", sizes, "--stop_stage", 7),
+        *("--corpus", "mini", "--python", sys.executable, "--local_data_opts", sizes, "--stop_stage", 8),
         *("--train_args", tiny, "--inference_args", "--steps 4"),
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
@@ -74,7 +74,7 @@ def test_tts_goes_on_where_it_was(tts):
     folder, _ = tts
     result = run(
         folder,
-        *("--corpus", "mini", "--python", sys.executable, "--stage", 6, "--stop_stage", 6),
+        *("--corpus", "mini", "--python", sys.executable, "--stage", 7, "--stop_stage", 7),
         *("--train_args", "--max_epoch 3 --tts_conf dim=48 --tts_conf num_heads=1 --tts_conf num_layers=2 "
           "--tts_conf text_dim=32"),
     )  # fmt: skip
@@ -108,19 +108,23 @@ def test_failures_of_the_stages_are_one_sentence(tts, tmp_path):
         return "--stage", number, "--stop_stage", number
 
     assert "LIBRITTS in db.sh is empty" in refused(run(folder, "--python", sys.executable, *stage(1)))
+    (folder / "db.sh").write_text("LIBRITTS=downloads\n")  # as in a checkout
+    assert 'is "downloads", but this recipe does not download' in refused(
+        run(folder, "--python", sys.executable, *stage(1))
+    )
     (folder / "db.sh").write_text(f"LIBRITTS={tmp_path}\n")
     assert "no folder train-clean-100 in it" in refused(run(folder, "--python", sys.executable, *stage(1)))
     assert "--fs 24000: WavCube works at 16000 Hz" in refused(run(folder, *mini, "--fs", 24000))
     assert "unknown option --stagge" in refused(run(folder, *mini, "--stagge", 3))
     assert "nix.yaml: no such configuration file" in refused(run(folder, *mini, "--train_config", "nix.yaml"))
     assert "has no ESPnet with WavCube" in refused(run(folder, "--corpus", "mini", "--python", "/bin/false"))
-    for name, number in [("data/train/text", 2), ("dump/raw/org/valid/text", 3), ("dump/raw/train/text", 4)]:
+    for name, number in [("data/train/text", 2), ("dump/raw/org/valid/text", 4), ("dump/raw/train/text", 5)]:
         before = (folder / name).read_text()
         (folder / name).write_text("")
         assert f"{name}: is empty" in refused(run(folder, *mini, *stage(number)))
         (folder / name).write_text(before)
     shutil.rmtree(folder / "exp/tts_train_mini_char")
-    assert "valid.loss.best.pth: no such model; run --stage 6 first" in refused(run(folder, *mini, *stage(7)))
+    assert "valid.loss.best.pth: no such model; run --stage 7 first" in refused(run(folder, *mini, *stage(8)))
 
 
 def test_what_is_wrong_with_data_is_one_sentence(tts, tmp_path, capsys):
@@ -141,7 +145,7 @@ def test_what_is_wrong_with_data_is_one_sentence(tts, tmp_path, capsys):
     kaldi.write_table(tmp_path / "test/text", {**texts, first: "naïve Ω"})
     said = sentence(*prompts, "--token_list", tokens)
     assert f"test/text: {first} has characters that the model was not trained on, 'ï' 'Ω'" in said
-    assert "no such token list; run --stage 4 first" in sentence("check", tmp_path / "test", "--token_list", "nix.txt")
+    assert "no such token list; run --stage 5 first" in sentence("check", tmp_path / "test", "--token_list", "nix.txt")
 
     for seconds, rate, how in [(0.4, 16000, "too short, 0.40 s"), (13.0, 22050, "too long, 13.00 s")]:
         prompt = tmp_path / "prompt.wav"
@@ -188,11 +192,60 @@ def calls_of(script):
     return calls
 
 
-def make_checkout(tmp_path):
-    """The layout of an ESPnet checkout, with stand-ins for tts.sh and asr.sh that source path.sh as those do."""
+# The stages of ESPnet's scripts by number and name, as they were in April 2026 (202604).
+TTS_STAGES = {
+    1: "Data preparation for data/${train_set}, data/${valid_set}, etc.",
+    2: "Format wav.scp: data/ -> ${data_feats}/",
+    3: "Prepare speaker id: data/ -> ${data_feats}/",
+    4: "Remove long/short data: ${data_feats}/org -> ${data_feats}",
+    5: "Generate token_list from ${srctexts}",
+    6: "TTS collect stats: train_set=${_train_dir}, valid_set=${_valid_dir}",
+    7: "TTS Training: train_set=${_train_dir}, valid_set=${_valid_dir}",
+    8: "Decoding: training_dir=${tts_exp}",
+    9: "Scoring: TTS scoring via versa logs on ${_gen_dir}",
+    10: "Pack model: ${packed_model}",
+}
+ASR_STAGES = {
+    **{number: TTS_STAGES[number] for number in (1, 4)},
+    3: "Format wav.scp: data/ -> ${data_feats}",
+    5: "Generate token_list from ${bpe_train_text} using BPE",
+    10: "ASR collect stats: train_set=${_asr_train_dir}, valid_set=${_asr_valid_dir}",
+    11: "ASR Training: train_set=${_asr_train_dir}, valid_set=${_asr_valid_dir}",
+    12: "Decoding: training_dir=${asr_exp}",
+    13: "Scoring",
+}
+# Until December 2023 there was no stage for speaker embeddings.
+OLD_TTS_STAGES = {1: TTS_STAGES[1], 2: TTS_STAGES[2]} | {number - 1: TTS_STAGES[number] for number in range(4, 9)}
+
+
+def stock_script(stages):
+    """What a stock script does with --stage and --stop_stage: it logs the stages in between by number and name."""
+    lines = [
+        ". ./path.sh",
+        'while [ $# -gt 0 ]; do case "$1" in --stage) stage=$2 ;; --stop_stage) stop_stage=$2 ;; esac; shift 2; done',
+        'log() { echo "$*"; }',
+        *(f"{name}='{name}'" for name in ("data_feats", "srctexts", "packed_model", "_gen_dir", "tts_exp", "asr_exp")),
+        "_train_dir= _valid_dir= _asr_train_dir= _asr_valid_dir= train_set= valid_set= bpe_train_text=",
+    ]
+    for number in sorted(stages):
+        lines += [
+            f"    if [ ${{stage}} -le {number} ] && [ ${{stop_stage}} -ge {number} ]; then",
+            f'        log "Stage {number}: {stages[number]}"',
+            "    fi",
+        ]
+    return lines
+
+
+def stages_run(result):
+    """The names of a stock script's stages, in the order in which they ran."""
+    return [line.split(": ")[1] for line in result.stdout.splitlines() if line.startswith("Stage ")]
+
+
+def make_checkout(tmp_path, tts_stages=TTS_STAGES):
+    """The layout of an ESPnet checkout, with stand-ins for tts.sh and asr.sh that have those scripts' stages."""
     egs2 = tmp_path / "espnet/egs2"
-    for name in ("tts1/tts.sh", "asr1/asr.sh"):
-        write_script(egs2 / "TEMPLATE" / name, ". ./path.sh")
+    write_script(egs2 / "TEMPLATE/tts1/tts.sh", *stock_script(tts_stages))
+    write_script(egs2 / "TEMPLATE/asr1/asr.sh", *stock_script(ASR_STAGES))
     for name in ("tts1/path.sh", "asr1/path.sh"):
         (egs2 / "TEMPLATE" / name).write_text(". local/path.sh\n")
     (egs2 / "TEMPLATE/asr1/db.sh").write_text("")
@@ -229,29 +282,22 @@ def test_a_checkout_runs_the_stages_of_tts_sh(tmp_path):
     folder = make_checkout(tmp_path) / "libritts_wavcube/tts1"
     assert run(tmp_path, folder, script=RECIPES / "setup.sh").returncode == 0
     python = write_script(tmp_path / "bin/python")
-    options = (
-        "--corpus",
-        "mini",
-        "--python",
-        python,
-        "--test_sets",
-        "test more",
-        "--dumpdir",
-        "dumped",
-        "--expdir",
-        "out",
-    )
-    result = run(folder, *options, "--stage", 5, "--stop_stage", 7, "--ngpu", 2, "--nj", 3)
+    options = ("--corpus", "mini", "--python", python, "--test_sets", "test more", "--dumpdir", "dumped")
+    options += ("--expdir", "out")
+    result = run(folder, *options, "--stage", 5, "--stop_stage", 8, "--ngpu", 2, "--nj", 3)
     assert result.returncode == 0, result.stderr[-2000:]
+    names = ["Generate token_list from srctexts", "TTS collect stats", "TTS Training", "Decoding", "Decoding"]
+    assert stages_run(result) == names  # each set is decoded after the training
     calls = calls_of(folder / "tts.sh")
-    for call, stages, sets in zip(calls, ["56", "77", "77"], ["test more", "test", "more"], strict=True):
+    for call, stages, sets in zip(calls, ["57", "88", "88"], ["test more", "test", "more"], strict=True):
         given = dict(zip(call[::2], call[1::2], strict=True))
         assert given["--python"] == f"{python} -m wavcube_plugins.espnet.run"
         assert given["--feats_extract"] == "wavcube" and given["--n_shift"] == "320" and given["--fs"] == "16000"
         assert (given["--stage"] + given["--stop_stage"], given["--ngpu"], given["--nj"]) == (stages, "2", "3")
         assert (folder / given["--train_config"]).is_file() and (folder / given["--inference_config"]).is_file()
         assert (given["--test_sets"], given["--dumpdir"], given["--expdir"]) == (sets, "dumped", "out")
-        if stages == "77":
+        assert given["--tts_exp"] == "out/tts_train_mini_char"
+        if stages == "88":
             assert f"dumped/raw/{sets}/prompt.scp,prompt_speech,sound" in given["--inference_args"]
     chosen = [recipe.make_parser().parse_args(call[2:]) for call in calls_of(python)]
     assert [str(one.folder) for one in chosen] == ["dumped/raw/test", "dumped/raw/more"]
@@ -259,15 +305,71 @@ def test_a_checkout_runs_the_stages_of_tts_sh(tmp_path):
         ("dumped/raw/train", "dumped/token_list/char/tokens.txt")
     }
 
-    # Scores where there are phones to compare with.
-    for name in ("data/more/phones", "out/tts_x/decode/more/wav/wav.scp"):
+
+def test_a_checkout_scores_what_was_decoded_and_nothing_else(tmp_path):
+    folder = make_checkout(tmp_path) / "libritts_wavcube/tts1"
+    assert run(tmp_path, folder, script=RECIPES / "setup.sh").returncode == 0
+    python = write_script(tmp_path / "bin/python")
+    for name in ("data/more/phones", *(f"exp/tts_{tag}/decode_valid.loss.best/more/wav/wav.scp" for tag in "xy")):
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text("")
-    assert run(folder, *options, "--stage", 8).returncode == 0
-    scored = [call[2:] for call in calls_of(python) if call[1] == "wavcube_plugins.evaluation.tts_scores"]
-    assert scored == [["speech", "data/more/phones", "out/tts_x/decode/more/wav/wav.scp", "dumped/raw/more/wav.scp"]]
+    options = ("--corpus", "mini", "--python", python, "--test_sets", "test more", "--tag", "y")
+    result = run(folder, *options, "--stage", 9)
+    assert result.returncode == 0 and stages_run(result) == []
+    out = "exp/tts_y/decode_valid.loss.best/more"
+    (scored,) = [call[2:] for call in calls_of(python) if call[1] == "wavcube_plugins.evaluation.tts_scores"]
+    recordings = (f"{out}/wav/wav.scp", "dump/raw/more/wav.scp")
+    assert scored == ["speech", "data/more/phones", *recordings, "--out", f"{out}/score.json"]
+    assert "data/test has no phones" in result.stdout
+
+
+def test_a_checkout_refuses_what_it_cannot_do(tmp_path):
+    folder = make_checkout(tmp_path) / "libritts_wavcube/tts1"
+    assert run(tmp_path, folder, script=RECIPES / "setup.sh").returncode == 0
     said = refused(run(folder, "--corpus", "mini", "--python", "/with space/python"))
     assert "/with space/python: tts.sh would split it at its spaces" in said
+    for option in ("cache_latents", "datadir", "model"):
+        said = refused(run(folder, "--corpus", "mini", f"--{option}", "true"))
+        assert f"--{option}: tts.sh has no such option; use it with --driver pip" in said
+    assert not (folder / "calls.txt").exists()
+
+
+def test_a_checkout_with_other_stages_is_refused_by_name(tmp_path):
+    folder = make_checkout(tmp_path, OLD_TTS_STAGES) / "libritts_wavcube/tts1"
+    assert run(tmp_path, folder, script=RECIPES / "setup.sh").returncode == 0
+    said = refused(run(folder, "--corpus", "mini"))
+    assert 'tts.sh: "TTS collect stats" is stage 5 there' in said and "where it is stage 6; update the checkout" in said
+    assert not (folder / "calls.txt").exists()
+
+
+def test_setup_lists_what_a_checkout_lacks(tmp_path):
+    egs2 = make_checkout(tmp_path)
+    folder = egs2 / "libritts_wavcube/asr1"
+
+    def needed(**modules):
+        """The list, with a python3 on the checkout's path that has the given modules."""
+        found = modules.pop("espnet2", None)
+        answers = [f'case "$2" in *espnet2*) echo "{found}" ;;' if found else 'case "$2" in *espnet2*) exit 1 ;;']
+        answers += [f'*"import {name}"*) exit {0 if there else 1} ;;' for name, there in modules.items()]
+        write_script(tmp_path / "bin/python3", *answers, "esac")
+        (egs2 / "TEMPLATE/asr1/path.sh").write_text(f"export PATH={tmp_path}/bin:/usr/bin:/bin\n. local/path.sh\n")
+        result = run(tmp_path, folder, script=RECIPES / "setup.sh")
+        assert result.returncode == 0, result.stderr
+        return [line[4:] for line in result.stdout.splitlines() if line.startswith("  * ")]
+
+    everything = needed(wavcube_plugins=False, resampy=False)
+    for item, start in zip(
+        everything, ("tools/activate_python.sh", "ESPnet in", "this package in", "resampy", "sclite"), strict=True
+    ):
+        assert item.startswith(start)
+    (tmp_path / "espnet/tools").mkdir()
+    (tmp_path / "espnet/tools/activate_python.sh").write_text("")
+    (tmp_path / "bin/sclite").write_text("")
+    (tmp_path / "bin/sclite").chmod(0o755)
+    (foreign,) = needed(espnet2="/site-packages/espnet2/__init__.py", wavcube_plugins=True, resampy=True)
+    assert foreign.startswith("the checkout's own espnet2") and "/site-packages/espnet2/__init__.py" in foreign
+    own = (tmp_path / "espnet/espnet2/__init__.py").resolve()
+    assert needed(espnet2=own, wavcube_plugins=True, resampy=True) == []
 
 
 def test_a_checkout_runs_the_stages_of_asr_sh(tmp_path):
@@ -279,7 +381,8 @@ def test_a_checkout_runs_the_stages_of_asr_sh(tmp_path):
     given = dict(zip(call[::2], call[1::2], strict=True))
     assert given["--python"] == "my/python -m wavcube_plugins.espnet.run"
     assert given["--local_data_opts"].split() == ["--python", "my/python", "--corpus", "mini"]
-    assert "--frontend" not in call  # it stands in the configuration
+    assert "--frontend" not in call  # it is in the configuration
+    assert stages_run(result) == ["ASR collect stats", "ASR Training", "Decoding", "Scoring"]
     said = refused(run(folder, "--corpus", "mini", "--python", "/with space/python"))
     assert "/with space/python: asr.sh would split it at its spaces" in said
 
@@ -331,7 +434,7 @@ def test_spaces_in_paths_and_the_model_of_cached_latents(tmp_path, task):
 @pytest.mark.parametrize(
     ("written", "arguments", "found"),
     [
-        ("frontend: wavcube", "", ["nano", "float32"]),
+        ("frontend: wavcube", "", ["wavcube", "float32"]),
         ("frontend: wavcube\nfrontend_conf: {model: 'my model', dtype: bfloat16}", "", ["my model", "bfloat16"]),
         ("frontend_conf:\n  model: wavcube", "--frontend wavcube --frontend_conf fs=16000", ["wavcube", "float32"]),
         (
@@ -339,7 +442,7 @@ def test_spaces_in_paths_and_the_model_of_cached_latents(tmp_path, task):
             "--frontend_conf model=wavcube_pro",
             ["wavcube_pro", "float32"],
         ),
-        ("frontend: wavcube\nencoder_conf:\n  model: other\nfrontend_conf:", "--max_epoch 3", ["nano", "float32"]),
+        ("frontend: wavcube\nencoder_conf:\n  model: other\nfrontend_conf:", "--max_epoch 3", ["wavcube", "float32"]),
     ],
 )
 def test_cached_latents_are_those_of_the_configuration(tmp_path, written, arguments, found, capsys):

@@ -370,8 +370,8 @@ def _to_rate(path: str, folder: Path, key: str, fs: int) -> tuple[str, int]:
 def _read_tokens(path: str | os.PathLike) -> set[str]:
     path = Path(path)
     if not path.is_file():
-        raise KaldiError(f"{path}: no such token list; run --stage 4 first")
+        raise KaldiError(f"{path}: no such token list; run --stage 5 first")
     tokens = {line.rstrip("\n") for line in path.open(encoding="utf-8")}
     if not tokens:
-        raise KaldiError(f"{path}: the token list is empty; remove it and run --stage 4 again")
+        raise KaldiError(f"{path}: the token list is empty; remove it and run --stage 5 again")
     return tokens

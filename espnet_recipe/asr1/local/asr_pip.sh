@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The stages of ESPnet's asr.sh with pip-installed ESPnet alone: no checkout, no Kaldi tools. run.sh calls it.
 #
-#   1 data  3 format to 16 kHz  4 drop too short and too long ones  5 token list  10 statistics  11 training
+#   1 data  3 format to 16 kHz  4 length filter  5 token list  10 statistics  11 training
 #   12 decoding  13 scores                 (numbers as in asr.sh; without language model and speed perturbation)
 #
 #   --stage, --stop_stage    first and last stage                                            (1, 13)
-#   --ngpu                   GPUs to train on; 0 is the CPU                                  (0)
+#   --ngpu                   GPUs for training; 0 is the CPU                                  (0)
 #   --nj, --inference_nj     processes for statistics and decoding                           (1, 1)
 #   --cache_latents          true: write the latents to disk in stage 4 and use them; for features: latent   (false)
 #   --model                  the WavCube, instead of the train config's

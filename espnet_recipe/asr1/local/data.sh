@@ -42,8 +42,8 @@ case "${corpus}" in
         ;;
     librispeech)
         . ./db.sh
-        [ -n "${LIBRISPEECH:-}" ] || die "LIBRISPEECH in db.sh is empty; write there the folder where it is unpacked"
-        "${python}" -m wavcube_plugins.espnet.recipe librispeech "${LIBRISPEECH}" "${datadir}" \
+        folder=$(corpus_folder LIBRISPEECH openslr.org/12)
+        "${python}" -m wavcube_plugins.espnet.recipe librispeech "${folder}" "${datadir}" \
             --train "${train}" --valid "${valid}" --test "${test}"
         ;;
     *) die "--corpus ${corpus}: expected librispeech or mini" ;;

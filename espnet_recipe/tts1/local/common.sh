@@ -1,10 +1,10 @@
-# Shared by the scripts of the recipes; to be sourced. Works with bash 3.2 and without Kaldi's tools.
+# Shared by the recipes' scripts, which source it. Works with bash 3.2 and without Kaldi's tools.
 
 log() {
     echo "$(date '+%Y-%m-%dT%H:%M:%S') (${0##*/}) $*"
 }
 
-# Jobs in the background do not hear Ctrl-C, and must not go on when one of them has failed.
+# Background jobs do not receive Ctrl-C, and must stop when one of them has failed.
 stop_jobs() {
     local running
     running=$(jobs -p)
@@ -12,19 +12,19 @@ stop_jobs() {
 }
 trap stop_jobs EXIT
 
-# One sentence, exit code 2.
+# Print one sentence and exit with code 2.
 die() {
     echo "${0##*/}: error: $*" >&2
     exit 2
 }
 
-# The text between `#` at the head of the running script.
+# Print the comment at the head of the running script.
 usage() {
     sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
 }
 
-# Sets the variable of every `--name value`, which must have a default already. Others are errors, or go to the array
-# `passed_on` where the script has made one.
+# Set the variable of every `--name value`. Names that are not in ${options} are errors, or go to the array `passed_on` if
+# the script has one.
 parse_options() {
     local name
     while [ $# -gt 0 ]; do
@@ -53,12 +53,42 @@ parse_options() {
     done
 }
 
-# wanted N: whether stage N is to be run.
+# wanted N: whether to run stage N.
 wanted() {
     [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]
 }
 
-# explain LOG CODE: what a failed command's log says, and leave with its code.
+# expect_stage SCRIPT NUMBER NAME: check that a stock script of the checkout calls its stage NUMBER by this NAME.
+expect_stage() {
+    local found
+    found=$(sed -n "/log \"Stage [0-9]*: $3/{s/.*log \"Stage \([0-9]*\):.*/\1/p;q;}" "$1")
+    [ "${found}" = "$2" ] \
+        || die "$1: \"$3\" is stage ${found:-unknown} there, but this recipe follows newer checkouts of ESPnet, where it is" \
+            "stage $2; update the checkout, or use --driver pip"
+}
+
+# refuse_pip_options SCRIPT NAME...: options of the pip driver that a stock script does not have.
+refuse_pip_options() {
+    local script=$1 name given
+    shift
+    for name in "$@"; do
+        for given in ${passed_on[@]+"${passed_on[@]}"}; do
+            [ "${given//-/_}" != "__${name}" ] || die "--${name}: ${script} has no such option; use it with --driver pip"
+        done
+    done
+}
+
+# corpus_folder NAME URL: the folder that db.sh has in the variable NAME.
+corpus_folder() {
+    case "${!1:-}" in
+        "") die "$1 in db.sh is empty; write there the folder where the corpus is unpacked ($2)" ;;
+        downloads) die "$1 in db.sh is \"downloads\", but this recipe does not download; write there the folder where the" \
+            "corpus is unpacked ($2)" ;;
+        *) echo "${!1}" ;;
+    esac
+}
+
+# explain LOG CODE: print the error in a failed command's log and exit with its code.
 explain() {
     local reason
     reason=$(grep -E '[Ee]rror: ' "$1" | tail -n 1 | cut -c 1-500 || true)
@@ -75,7 +105,7 @@ logged() {
     [ "${code}" -eq 0 ] || explain "${file}" "${code}"
 }
 
-# watched LOG COMMAND...: likewise, but show each epoch's line of results as it comes.
+# watched LOG COMMAND...: the same, but show each epoch's results as they come.
 watched() {
     local file=$1 code=0
     shift
@@ -88,8 +118,8 @@ watched() {
     [ "${code}" -eq 0 ] || explain "${file}" "${code}"
 }
 
-# parallel N LOG COMMAND...: run COMMAND with JOB replaced by 1 to N, all at once, each with one of the GPUs if there
-# are any; LOG may have JOB in its name.
+# parallel N LOG COMMAND...: run N jobs at once, JOB in COMMAND and LOG replaced by 1 to N, each with one of the GPUs if
+# there are any.
 parallel() {
     local count=$1 file=$2 job code pids=() devices=()
     shift 2
@@ -109,9 +139,9 @@ parallel() {
     done
 }
 
-# What follows is what tts_pip.sh and asr_pip.sh do alike, with the variables of theirs that it reads.
+# The rest is shared by tts_pip.sh and asr_pip.sh, and reads their variables.
 
-# set_up: what both check and need before their first stage.
+# set_up: checks and variables before the first stage.
 set_up() {
     local set name
     case "${cache_latents}" in
@@ -132,27 +162,27 @@ set_up() {
     done
 }
 
-# speech_of SET: its recordings, or their latents, as ESPnet's options want them.
+# speech_of SET: its recordings, or their latents, in the form of ESPnet's options.
 speech_of() {
     if ${cache_latents}; then echo "${dumpdir}/latents/$1/feats.scp,speech,npy"; else echo "${raw}/$1/wav.scp,speech,sound"; fi
 }
 
-# format_sets STAGE: all sets at ${fs} in ${raw}; those to train on in ${raw}/org, where no length is left out yet.
+# format_sets STAGE: convert all sets to ${fs} in ${raw}; training sets go to ${raw}/org, before the length filter.
 format_sets() {
     log "stage $1: ${fs} Hz, mono: ${datadir}/ -> ${raw}/"
     "${data[@]}" format "${datadir}" "${raw}/org" ${train_set} ${valid_set} --fs "${fs}"
     "${data[@]}" format "${datadir}" "${raw}" ${test_sets} --fs "${fs}"
 }
 
-# filter_sets STAGE: what is long and short enough to train on.
+# filter_sets STAGE: keep what is neither too short nor too long for training.
 filter_sets() {
     log "stage $1: leave out what is not between ${min_wav_duration} and ${max_wav_duration} s"
     "${data[@]}" format "${raw}/org" "${raw}" ${train_set} ${valid_set} --fs "${fs}" \
         --min_wav_duration "${min_wav_duration}" --max_wav_duration "${max_wav_duration}"
 }
 
-# write_latents STAGE TASK OPTIONS...: if asked for, latents of what is trained on. Whose, is what ESPnet's TASK makes of
-# the options, a configuration among them.
+# write_latents STAGE TASK OPTIONS...: with --cache_latents true, extract the latents of the training sets with the model
+# that ESPnet's TASK reads from the options and the configuration among them.
 write_latents() {
     local found word set latents=() extract=("${python}")
     ${cache_latents} || return 0
@@ -166,13 +196,13 @@ write_latents() {
     done
 }
 
-# check_training_data: that texts and recordings fit each other and the token list.
+# check_training_data: check that texts and recordings match each other and the token list.
 check_training_data() {
     "${data[@]}" check "${raw}/${train_set}" "${raw}/${valid_set}" --token_list "${tokens}" --token_type "${token_type}" \
         --fs "${fs}"
 }
 
-# collect_stats STAGE MODULE OPTIONS...: statistics of what is trained on, by ${nj} processes of espnet2.bin.MODULE.
+# collect_stats STAGE MODULE OPTIONS...: statistics of the training sets, by ${nj} processes of espnet2.bin.MODULE.
 collect_stats() {
     local jobs job set inputs=()
     log "stage $1: statistics -> ${stats} (log: ${stats}/logdir/stats.*.log)"
@@ -185,15 +215,15 @@ collect_stats() {
     for job in $(seq "${jobs}"); do inputs+=(--input_dir "${stats}/logdir/stats.${job}"); done
     logged "${stats}/logdir/aggregate.log" \
         "${espnet[@]}" espnet2.bin.aggregate_stats_dirs "${inputs[@]}" --output_dir "${stats}"
-    # Batches are counted in numbers, for which tts.sh and asr.sh have each token as long as the token list.
+    # Batches are sized by numbers; like tts.sh and asr.sh, count each token as long as the token list.
     for set in train valid; do
         awk -v N="$(wc -l < "${tokens}" | tr -d ' ')" '{ print $0 "," N }' "${stats}/${set}/text_shape" \
             > "${stats}/${set}/text_shape.${token_type}"
     done
 }
 
-# train STAGE MODULE OPTIONS...: training with espnet2.bin.MODULE, gone on with if there is one. Lengths in the OPTIONS
-# are those of the waveforms, latents from disk or not, so that one batch_bins serves both.
+# train STAGE MODULE OPTIONS...: train, or resume training, with espnet2.bin.MODULE. Lengths in the OPTIONS are those of the
+# waveforms even for latents from disk, so that one batch_bins serves both.
 train() {
     log "stage $1: training -> ${exp} (log: ${exp}/train.log)"
     watched "${exp}/train.log" \

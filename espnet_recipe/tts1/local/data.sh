@@ -42,8 +42,8 @@ case "${corpus}" in
         ;;
     libritts)
         . ./db.sh
-        [ -n "${LIBRITTS:-}" ] || die "LIBRITTS in db.sh is empty; write there the folder where LibriTTS is unpacked"
-        "${python}" -m wavcube_plugins.espnet.recipe libritts "${LIBRITTS}" "${datadir}" \
+        folder=$(corpus_folder LIBRITTS openslr.org/60)
+        "${python}" -m wavcube_plugins.espnet.recipe libritts "${folder}" "${datadir}" \
             --train "${train}" --valid "${valid}" --test "${test}"
         ;;
     *) die "--corpus ${corpus}: expected libritts or mini" ;;

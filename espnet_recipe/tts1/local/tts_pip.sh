@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
 # The stages of ESPnet's tts.sh with pip-installed ESPnet alone: no checkout, no Kaldi tools. run.sh calls it.
 #
-#   1 data  2 format to 16 kHz  3 drop too short and too long ones  4 token list  5 statistics  6 training
-#   7 synthesis, zero-shot  8 scores
+#   1 data  2 format to 16 kHz  4 length filter  5 token list  6 statistics  7 training  8 zero-shot synthesis  9 scores
+#   (numbers as in tts.sh; without speaker embeddings)
 #
-#   --stage, --stop_stage    first and last stage                                            (1, 8)
-#   --ngpu                   GPUs to train on; 0 is the CPU                                  (0)
+#   --stage, --stop_stage    first and last stage                                            (1, 9)
+#   --ngpu                   GPUs for training; 0 is the CPU                                 (0)
 #   --nj, --inference_nj     processes for statistics and synthesis                          (1, 1)
-#   --cache_latents          true: write the latents to disk in stage 3 and train from them  (false)
+#   --cache_latents          true: write the latents to disk in stage 4 and train from them  (false)
 #   --model                  the WavCube, instead of the train config's
-#   --prompt_set             set that prompts are chosen from, where data/SET/prompt.scp gives none (the test set)
+#   --prompt_set             set to choose prompts from where data/SET/prompt.scp gives none (the test set)
 #   --score_args             for `python -m wavcube_plugins.evaluation.tts_scores speech`
-#   --train_config, --train_args, --inference_config, --inference_args, --inference_model, --tag    as in tts.sh
+#   --train_config, --train_args, --inference_config, --inference_args, --inference_model, --tag, --tts_exp    as in tts.sh
 #   --train_set, --valid_set, --test_sets, --token_type, --cleaner, --g2p, --bpemodel, --min_wav_duration,
 #   --max_wav_duration, --fs, --datadir, --dumpdir, --expdir, --local_data_opts, --python           as in tts.sh
 
 set -euo pipefail
 
 stage=1
-stop_stage=8
+stop_stage=9
 ngpu=0
 nj=1
 inference_nj=1
@@ -35,6 +35,7 @@ inference_config=conf/decode.yaml
 inference_args=
 inference_model=valid.loss.best.pth
 tag=
+tts_exp=
 token_type=char
 cleaner=none
 g2p=none
@@ -48,7 +49,7 @@ expdir=exp
 local_data_opts=
 python=python3
 options="stage stop_stage ngpu nj inference_nj cache_latents model score_args prompt_set train_set valid_set test_sets train_config train_args
- inference_config inference_args inference_model tag token_type cleaner g2p bpemodel min_wav_duration max_wav_duration fs
+ inference_config inference_args inference_model tag tts_exp token_type cleaner g2p bpemodel min_wav_duration max_wav_duration fs
  datadir dumpdir expdir local_data_opts python"
 options=${options//$'\n'/}
 
@@ -63,7 +64,7 @@ set_up
 tokens=${dumpdir}/token_list/${token_type}/tokens.txt
 tag=${tag:-$(basename "${train_config}" .yaml)_${token_type}}
 stats=${expdir}/tts_stats_${token_type}
-exp=${expdir}/tts_${tag}
+exp=${tts_exp:-${expdir}/tts_${tag}}
 decoded=${exp}/$(basename "${inference_config}" .yaml)_$(basename "${inference_model}" .pth)
 text_options=(--use_preprocessor true --token_type "${token_type}" --token_list "${tokens}" --bpemodel "${bpemodel}"
     --cleaner "${cleaner}" --g2p "${g2p}")
@@ -79,13 +80,13 @@ if wanted 2; then
     format_sets 2
 fi
 
-if wanted 3; then
-    filter_sets 3
-    write_latents 3 tts --config "${train_config}" "${features[@]}" ${train_args}
+if wanted 4; then
+    filter_sets 4
+    write_latents 4 tts --config "${train_config}" "${features[@]}" ${train_args}
 fi
 
-if wanted 4; then
-    log "stage 4: token list -> ${tokens}"
+if wanted 5; then
+    log "stage 5: token list -> ${tokens}"
     "${data[@]}" check "${raw}/${train_set}" --fs "${fs}"
     mkdir -p "$(dirname "${tokens}")"
     logged "${dumpdir}/token_list/${token_type}/tokenize.log" \
@@ -94,16 +95,16 @@ if wanted 4; then
         --write_vocabulary true --add_symbol "<blank>:0" --add_symbol "<unk>:1" --add_symbol "<sos/eos>:-1"
 fi
 
-if wanted 5 || wanted 6; then
+if wanted 6 || wanted 7; then
     check_training_data
 fi
 
-if wanted 5; then
-    collect_stats 5 tts_train --config "${train_config}" "${text_options[@]}" "${features[@]}" ${train_args}
+if wanted 6; then
+    collect_stats 6 tts_train --config "${train_config}" "${text_options[@]}" "${features[@]}" ${train_args}
 fi
 
-if wanted 6; then
-    train 6 tts_train --config "${train_config}" "${text_options[@]}" "${features[@]}" \
+if wanted 7; then
+    train 7 tts_train --config "${train_config}" "${text_options[@]}" "${features[@]}" \
         --normalize global_mvn --normalize_conf "stats_file=${stats}/train/feats_stats.npz" \
         --train_shape_file "${stats}/train/text_shape.${token_type}" \
         --train_shape_file "${raw}/${train_set}/utt2num_samples" \
@@ -111,11 +112,11 @@ if wanted 6; then
         --valid_shape_file "${raw}/${valid_set}/utt2num_samples" ${train_args}
 fi
 
-if wanted 7; then
+if wanted 8; then
     for set in ${test_sets}; do
         out=${decoded}/${set}
-        log "stage 7: synthesis of ${set} -> ${out}/wav (log: ${out}/log/inference.*.log)"
-        [ -e "${exp}/${inference_model}" ] || die "${exp}/${inference_model}: no such model; run --stage 6 first"
+        log "stage 8: synthesis of ${set} -> ${out}/wav (log: ${out}/log/inference.*.log)"
+        [ -e "${exp}/${inference_model}" ] || die "${exp}/${inference_model}: no such model; run --stage 7 first"
         "${data[@]}" prompts "${raw}/${set}" --given "${datadir}/${set}" --source "${raw}/${prompt_set:-${set}}" \
             --fs "${fs}" --token_list "${tokens}" --token_type "${token_type}"
         jobs=$("${data[@]}" split "${out}/log" "${inference_nj}" "keys=${raw}/${set}/text")
@@ -135,15 +136,15 @@ if wanted 7; then
     done
 fi
 
-if wanted 8; then
+if wanted 9; then
     for set in ${test_sets}; do
         out=${decoded}/${set}
         if [ -f "${datadir}/${set}/phones" ]; then
-            log "stage 8: phone error rate of ${set}, and of its recordings -> ${out}/score.json"
+            log "stage 9: phone error rate of ${set}, and of its recordings -> ${out}/score.json"
             "${python}" -m wavcube_plugins.evaluation.tts_scores speech "${datadir}/${set}/phones" "${out}/wav/wav.scp" \
                 "${raw}/${set}/wav.scp" --out "${out}/score.json" ${score_args}
         else
-            log "stage 8: ${datadir}/${set} has no phones, the phone recogniser knows the mini corpus alone; score" \
+            log "stage 9: ${datadir}/${set} has no phones, and the phone recogniser knows the mini corpus only; score" \
                 "${out}/wav/wav.scp with a recogniser of your own, or scripts/utils/evaluate_asr.sh of an ESPnet checkout"
         fi
     done
