@@ -23,7 +23,7 @@ from wavcube_plugins.models.mel import LogMel
 from wavcube_plugins.pretraining.discriminators import Discriminators
 from wavcube_plugins.pretraining.losses import LossWeights, mel_loss
 from wavcube_plugins.pretraining.step import NonFiniteError, PretrainingStep, Schedule
-from wavcube_plugins.speechbrain.lobe import absolute_lengths
+from wavcube_plugins.speechbrain.lengths import absolute_lengths
 from wavcube_plugins.speechbrain.recipes.brain import Recipe, TrainingError, crop
 from wavcube_plugins.speechbrain.recipes.command import main
 from wavcube_plugins.speechbrain.recipes.data import DataError, make_dataset

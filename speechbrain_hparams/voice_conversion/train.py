@@ -20,8 +20,8 @@ from speechbrain.utils.metric_stats import ErrorRateStats
 
 from wavcube_plugins.audio import write_audio
 from wavcube_plugins.evaluation.probes import fit_probe, pool
-from wavcube_plugins.heads.restoration import pairwise_latent_loss
-from wavcube_plugins.speechbrain.lobe import relative_lengths
+from wavcube_plugins.heads.losses import pairwise_latent_loss
+from wavcube_plugins.speechbrain.lengths import relative_lengths
 from wavcube_plugins.speechbrain.recipes.brain import Recipe, crop, head_yaml
 from wavcube_plugins.speechbrain.recipes.command import main
 from wavcube_plugins.speechbrain.recipes.data import DataError, make_dataset
@@ -98,7 +98,7 @@ class Conversion(Recipe):
             {
                 "wavcube": self.lobe_yaml(decoder=True),
                 "converter": head_yaml(self.settings["head"], self.lobe.output_dim, self.settings["voice_dim"]),
-                "voice_converter": "!new:wavcube_plugins.heads.conversion.WaveformConverter\n"
+                "voice_converter": "!new:wavcube_plugins.speechbrain.modules.WaveformConverter\n"
                 "    wavcube: !ref <wavcube>\n    converter: !ref <converter>",
             },
             {"converter": self.raw["converter"]},

@@ -11,19 +11,14 @@ from helpers.paths import GOLDEN, ROOT
 from torch import nn
 
 from wavcube_plugins.evaluation import si_sdr
-from wavcube_plugins.heads import classification as heads
 from wavcube_plugins.heads import slots
-from wavcube_plugins.heads.classification import Classifier, Pooled, Recurrent, Understanding
-from wavcube_plugins.heads.conversion import VoiceConverter, WaveformConverter, normalise_over_time
-from wavcube_plugins.heads.restoration import (
-    LatentMapper,
-    WaveformRestorer,
-    apply_masks,
-    best_order,
-    pairwise_latent_loss,
-    pairwise_snr_loss,
-)
-from wavcube_plugins.speechbrain import OnWavCube, WavCube
+from wavcube_plugins.heads.classification import Classifier, Pooled
+from wavcube_plugins.heads.conversion import VoiceConverter, normalise_over_time
+from wavcube_plugins.heads.losses import best_order, pairwise_latent_loss, pairwise_snr_loss
+from wavcube_plugins.heads.recognition import Recurrent, Understanding
+from wavcube_plugins.heads.restoration import LatentMapper, apply_masks
+from wavcube_plugins.speechbrain import OnWavCube, WavCube, modules
+from wavcube_plugins.speechbrain.modules import WaveformConverter, WaveformRestorer
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torchaudio and SpeechBrain about each other's age
@@ -48,7 +43,7 @@ def features(*frames, channels=16):
     return items, padded, torch.tensor(frames)
 
 
-@pytest.mark.parametrize("module", [heads, slots])
+@pytest.mark.parametrize("module", [modules, slots])
 def test_examples_of_the_docstrings(module):
     results = doctest.testmod(module)
     assert results.attempted and not results.failed

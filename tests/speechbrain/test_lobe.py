@@ -22,8 +22,16 @@ from wavcube_plugins.audio import AudioError, AudioWarning, read_audio, write_au
 from wavcube_plugins.checkpoints import CheckpointError, save_model
 from wavcube_plugins.heads import weighted_sum
 from wavcube_plugins.models.wavcube import WavCube as Model
-from wavcube_plugins.speechbrain import WavCube, WeightedSum, lobe
-from wavcube_plugins.speechbrain.lobe import FEATURES, absolute_lengths, relative_lengths
+from wavcube_plugins.speechbrain import (
+    ChannelsFirstDecoder,
+    ChannelsFirstEncoder,
+    WavCube,
+    WeightedSum,
+    WeightedWavCube,
+    lobe,
+)
+from wavcube_plugins.speechbrain.lengths import absolute_lengths, relative_lengths
+from wavcube_plugins.speechbrain.lobe import FEATURES
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torchaudio and SpeechBrain about each other's age
@@ -33,7 +41,8 @@ with warnings.catch_warnings():
     from speechbrain.utils.checkpoints import Checkpointer
     from speechbrain.utils.data_utils import batch_pad_right
 
-    from wavcube_plugins.speechbrain import WavCubeCodec, inference
+    from wavcube_plugins.speechbrain import WavCubeCodec, drop_in, modules
+    from wavcube_plugins.speechbrain import codec as codec_module
 
 SOURCE = GOLDEN / "official_stage2.ckpt"  # of the sizes of `tiny`: latent of 16, WavLM of 4 layers of 64
 SPEECH = Path(lobe.__file__).parents[1] / "assets" / "speech" / "adam_01.flac"
@@ -101,7 +110,7 @@ def weights_of(module):
 # The contract ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", [lobe, inference, weighted_sum], ids=["lobe", "inference", "weighted_sum"])
+@pytest.mark.parametrize("module", [lobe, codec_module, weighted_sum, drop_in, modules], ids=str)
 def test_examples_of_the_docstrings(module):
     results = doctest.testmod(module)
     assert results.attempted >= 3 and not results.failed
@@ -202,6 +211,42 @@ def test_output_norm_is_over_channels_alone(frozen):
     assert not out[1, 9:].any()
 
 
+def test_names_that_other_parts_of_speechbrain_call(frozen):
+    wav, lens = batch(8000, 3000)
+    assert torch.equal(frozen.extract_features(wav, lens), frozen(wav, lens))
+    assert frozen.frame_counts(wav, lens).tolist() == [24, 9]
+
+
+def test_a_drop_in_for_the_weighted_ssl_model(tmp_path):
+    """Made, called and trained as MP3S's scripts do it, which give the weights of the sum an optimiser of their own."""
+    model = WeightedWavCube(hub=str(SOURCE), save_path=str(tmp_path), layernorm=True, freeze=True)
+    assert trainable(model) == {"weights"} and model.num_layers == LAYERS == len(model.weights)
+    wav, lens = batch(8000, 3000)
+    optimiser = torch.optim.Adam([model.weights], 0.1)
+    before = model(wav, lens)
+    assert before.shape == (2, 24, model.output_dim)
+    before[..., 0].sum().backward()
+    optimiser.step()
+    assert not torch.equal(model(wav, lens), before)
+    other = WeightedWavCube(str(SOURCE), layernorm=True, freeze=True)
+    assert set(model.state_dict()) == {"weights"}
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(wav, lens), model(wav, lens))
+
+
+def test_channels_first_for_separation_recipes(frozen):
+    wav, _ = batch(8000)
+    encoded = ChannelsFirstEncoder(frozen)(wav)
+    assert torch.equal(encoded, frozen(wav).transpose(1, 2))
+    assert torch.equal(ChannelsFirstDecoder(frozen)(encoded), frozen.decode(frozen(wav)))
+
+
+def test_without_a_source_it_is_the_published_model():
+    for make in (WavCube, WeightedWavCube):
+        with pytest.raises(CheckpointError, match=r"^wavcube: it is not in the local cache"):
+            make()
+
+
 # Lengths --------------------------------------------------------------------------------------------------------------
 
 
@@ -281,10 +326,35 @@ def test_wrong_lengths_are_named(frozen, lens, message):
         (torch.full((2, 8000), float("nan")), "NaN"),
     ],
 )
-def test_wrong_waveforms_are_named(frozen, wav, message):
+def test_wrong_waveforms_are_named(wav, message):
+    model = WavCube(SOURCE, freeze=True).eval()
     for lens in (None, torch.tensor([1.0, 0.5])):
         with pytest.raises(ValueError, match=message):
-            frozen(wav, lens)
+            model(wav, lens)
+
+
+def test_waveforms_that_are_not_finite_give_nan_in_training(features):
+    model = WavCube(SOURCE, features=features).train()
+    wav, lens = batch(8000, 3000)
+    clean = model(wav, lens)
+    wav[1, 5000] = float("nan")  # in the padding
+    assert torch.equal(model(wav, lens), clean)
+    wav[1, 100] = float("inf")
+    spoilt = model(wav, lens)
+    assert spoilt[1].isnan().all()
+    torch.testing.assert_close(spoilt[0], clean[0])
+    layered = WavCube(SOURCE, freeze=True, output_all_hiddens=True)(wav, lens)
+    assert layered[:, 1].isnan().all() and torch.isfinite(layered[:, 0]).all()
+
+
+def test_speechbrain_skips_batches_that_are_not_finite(tmp_path):
+    model = WavCube(SOURCE, freeze=True)
+    broken = NOISE.clone()
+    broken[7] = float("nan")
+    brain = fit(model, tmp_path, epochs=2, noise=broken, skip_nonfinite_grads=True, nonfinite_patience=6)
+    assert all(torch.isfinite(weight).all() for weight in brain.modules.head.parameters())
+    with pytest.raises(ValueError, match="Loss is not finite and patience is exhausted"):
+        fit(model, tmp_path / "impatient", epochs=1, noise=broken, nonfinite_patience=2)
 
 
 def test_input_stays_as_it_is(frozen):
@@ -326,7 +396,7 @@ TONE, NOISE = (
 DATA = tuple(batch_pad_right([TONE, NOISE, TONE[:2500]]))
 
 
-def fit(model, folder, epochs, rate=0.02, **options):
+def fit(model, folder, epochs, rate=0.02, noise=NOISE, **options):
     """Train a head, and the lobe unless it is frozen, six steps per epoch; return what has learnt."""
     head = nn.Linear(model.output_dim, 2)
     brain = Probe(
@@ -335,11 +405,11 @@ def fit(model, folder, epochs, rate=0.02, **options):
         run_opts={"device": "cpu", "noprogressbar": True, **options},
         checkpointer=Checkpointer(folder, {"wavcube": model, "head": head}),
     )
-    items = {
-        f"{kind}{i}": {"sig": wav, "label": kind} for i in range(6) for kind, wav in enumerate((TONE[:2500], NOISE))
-    }
-    data = sb.dataio.dataset.DynamicItemDataset(items, output_keys=["id", "sig", "label"])
-    brain.fit(range(epochs), data, data, {"batch_size": 2}, {"batch_size": 4})
+    data = []
+    for kinds in ((TONE[:2500], noise), (TONE[:2500], NOISE)):
+        items = {f"{kind}{i}": {"sig": wav, "label": kind} for i in range(6) for kind, wav in enumerate(kinds)}
+        data.append(sb.dataio.dataset.DynamicItemDataset(items, output_keys=["id", "sig", "label"]))
+    brain.fit(range(epochs), *data, {"batch_size": 2}, {"batch_size": 4})
     return brain
 
 

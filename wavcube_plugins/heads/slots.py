@@ -1,4 +1,4 @@
-"""Slots within transcripts: characters, with a unit that opens a slot of each name and one that closes any."""
+"""Slots marked within transcripts: each slot is opened by a tag with its name and closed by a common one."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ CLOSE = "</>"
 
 
 def opening(name: str) -> str:
-    """Return the unit that opens a slot."""
+    """Return the tag that opens a slot."""
     return f"<{name}>"
 
 
 def tag_text(text: str, slots: Sequence[Sequence[str]]) -> list[str]:
-    """Return a text's characters with its slots marked.
+    """Return the characters of a text with tags around its slots.
 
     >>> "".join(tag_text("lights in the hall", [["room", "hall"]]))
     'lights in the <room>hall</>'
 
     Args:
-        text: Words with single spaces.
-        slots: [name, words] each; words that are not there, or within a slot before them, are passed over.
+        text: Words separated by single spaces.
+        slots: [name, words] each. Words that do not occur, or only within an earlier slot, are skipped.
     """
     spans: list[tuple[int, int, str]] = []
     padded = f" {text} "
@@ -40,9 +40,9 @@ def tag_text(text: str, slots: Sequence[Sequence[str]]) -> list[str]:
 
 
 def read_tags(units: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
-    """Return the text and the slots of units, as `tag_text` makes them or a recogniser hears them.
+    """Return the text and the slots [(name, words), ...] of characters and tags: the inverse of `tag_text`.
 
-    A slot that is not closed ends where the next begins, or with the text.
+    A recogniser may leave a slot open; it then ends where the next one begins, or with the text.
 
     >>> read_tags(tag_text("lights in the hall", [["room", "hall"]]))
     ('lights in the hall', [('room', 'hall')])
@@ -60,7 +60,7 @@ def read_tags(units: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
 
 
 def slot_f1(pairs: Sequence[tuple[Sequence, Sequence]]) -> float:
-    """Return the F1 measure of slots in percent, name and words both right, over (true, found) of all utterances."""
+    """Return the F1 score of slots in percent over (true, found) pairs of all utterances; name and words must match."""
     right = true_count = found_count = 0
     for true, found in pairs:
         true, found = Counter(map(tuple, true)), Counter(map(tuple, found))

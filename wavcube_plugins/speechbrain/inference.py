@@ -1,28 +1,24 @@
-"""WavCube, and what our recipes train on it, behind SpeechBrain's interface for trained models."""
+"""SpeechBrain interfaces for the models our recipes train: separation, enhancement, conversion, understanding."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-from speechbrain.dataio.preprocess import AudioNormalizer
 from speechbrain.decoders import ctc_greedy_decode
 from speechbrain.inference.interfaces import Pretrained
-from speechbrain.utils.fetching import FetchConfig, FetchSource
 from torch import Tensor
 
 from wavcube_plugins.audio import check_suffix, write_audio
 from wavcube_plugins.data.speech import read_speech
 from wavcube_plugins.heads.slots import read_tags
-from wavcube_plugins.speechbrain.lobe import WavCube
-
-HPARAMS_NAME = "hyperparams.yaml"
+from wavcube_plugins.speechbrain.modules import OnWavCube
 
 
 class _OnFiles(Pretrained):
-    """What the interfaces for folders that our recipes write have in common."""
+    """What the interfaces of all our recipes share."""
 
     @property
     def sample_rate(self) -> int:
@@ -38,7 +34,7 @@ class _OnFiles(Pretrained):
 
 
 class SpeechSeparator(_OnFiles):
-    """Separates talkers; `from_hparams` takes the folder that the recipe `separate` writes for inference."""
+    """Separates talkers; `from_hparams` takes the `inference` folder of the recipe `separate`."""
 
     MODULES_NEEDED: ClassVar = ["separator"]
 
@@ -53,8 +49,8 @@ class SpeechSeparator(_OnFiles):
 
         Args:
             path: Any format libsndfile reads.
-            output: Name of what is written: `out.wav` gives `out_1.wav`, `out_2.wav`; None writes nothing.
-            resample: Convert a file of another sample rate than the model's; False refuses it.
+            output: Pattern of the files to write: `out.wav` gives `out_1.wav`, `out_2.wav`; None writes nothing.
+            resample: Convert a file whose sample rate is not the model's; False refuses it.
 
         Returns:
             Sources (S, T).
@@ -77,9 +73,9 @@ class SpeechSeparator(_OnFiles):
 
 
 class SpeechEnhancer(_OnFiles):
-    """Removes noise; `from_hparams` takes the folder that the recipe `enhance` writes for inference.
+    """Removes noise; `from_hparams` takes the `inference` folder of the recipe `enhance`.
 
-    SpeechBrain's own `WaveformEnhancement` takes it too.
+    SpeechBrain's own `WaveformEnhancement` loads it too.
     """
 
     MODULES_NEEDED: ClassVar = ["enhance_model"]
@@ -105,14 +101,14 @@ class SpeechEnhancer(_OnFiles):
 
 
 class VoiceConversion(_OnFiles):
-    """Lets one utterance sound like the speaker of another; for the folder that `voice_conversion` writes."""
+    """Converts voices; `from_hparams` takes the `inference` folder of the recipe `voice_conversion`."""
 
     MODULES_NEEDED: ClassVar = ["voice_converter"]
 
     def convert_batch(
         self, wavs: Tensor, targets: Tensor, wav_lens: Tensor | None = None, target_lens: Tensor | None = None
     ) -> Tensor:
-        """Convert waveforms (B, T) to the voices of others (B, T'), both with relative lengths; returns (B, T)."""
+        """Convert waveforms (B, T) to the voices in others (B, T'), both with relative lengths; returns (B, T)."""
         return self._run("voice_converter", wavs, targets, wav_lens, target_lens).float()
 
     def convert_file(
@@ -123,13 +119,13 @@ class VoiceConversion(_OnFiles):
         *,
         resample: bool = False,
     ) -> Tensor:
-        """Convert an audio file to the voice of another one.
+        """Convert an audio file to the voice in another one.
 
         Args:
-            path: What is said.
-            target: Who shall say it, a few seconds of speech.
-            output: What is written; None writes nothing.
-            resample: Convert files of another sample rate than the model's; False refuses them.
+            path: The speech to convert.
+            target: A few seconds of speech in the wanted voice.
+            output: Audio file to write; None writes nothing.
+            resample: Convert files whose sample rate is not the model's; False refuses them.
 
         Returns:
             The waveform (T,).
@@ -151,7 +147,7 @@ class VoiceConversion(_OnFiles):
 
 
 class SpokenLanguage(_OnFiles):
-    """Hears words, slots and the intent; `from_hparams` takes the folder that the recipe `slu` writes for inference."""
+    """Recognises words, slots and the intent; `from_hparams` takes the `inference` folder of the recipe `slu`."""
 
     MODULES_NEEDED: ClassVar = ["model"]
     HPARAMS_NEEDED: ClassVar = ["tokenizer", "intents"]
@@ -160,11 +156,11 @@ class SpokenLanguage(_OnFiles):
         """Understand waveforms (B, T) with relative lengths (B,).
 
         Returns:
-            For each, `text`, `slots` [(name, words), ...] and `intent` {part: class}.
+            For each waveform `text`, `slots` [(name, words), ...] and `intent` {part: class}.
         """
         result = self._run("model", wavs, lens)
         units = result["units"]
-        frames = self.mods.model.frame_counts(wavs.to(self.device), lens)
+        frames = cast(OnWavCube, self.mods["model"]).frame_counts(wavs.to(self.device), lens)
         best = ctc_greedy_decode(units, frames / units.shape[1], blank_id=0)
         answers = []
         for row, numbers in enumerate(best):
@@ -180,156 +176,3 @@ class SpokenLanguage(_OnFiles):
     def forward(self, wavs: Tensor, lens: Tensor | None = None) -> list[dict[str, Any]]:
         """Understand waveforms, as `understand_batch` does."""
         return self.understand_batch(wavs, lens)
-
-
-class WavCubeCodec(Pretrained):
-    """Speech to the latent and back, ready to use.
-
-    >>> import torch
-    >>> from wavcube_plugins.speechbrain import WavCubeCodec
-    >>> codec = WavCubeCodec.from_hparams("nano")
-    >>> wavs, wav_lens = torch.randn(2, 16000), torch.tensor([1.0, 0.5])
-    >>> latents, latent_lens = codec.encode_batch(wavs, wav_lens)
-    >>> latents.shape
-    torch.Size([2, 49, 32])
-    >>> codec.decode_batch(latents, latent_lens).shape
-    torch.Size([2, 15680])
-    >>> codec.reconstruct_batch(wavs, wav_lens).shape
-    torch.Size([2, 16000])
-
-    Files go the same way: `codec.encode_file("speech.wav")` gives (L, latent_dim),
-    `codec.reconstruct_file("speech.wav", "copy.wav")` writes what the latent keeps.
-
-    Arguments are those of SpeechBrain's `Pretrained`; `modules` must have a `wavcube`, the lobe.
-    """
-
-    MODULES_NEEDED: ClassVar = ["wavcube"]
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        if "wavcube" not in self.mods:
-            raise ValueError(f"the modules must have a 'wavcube', the lobe; found {', '.join(self.mods) or 'none'}")
-
-    @classmethod
-    def from_hparams(
-        cls,
-        source: str | os.PathLike | FetchSource,
-        hparams_file: str | None = None,
-        savedir: str | os.PathLike | None = None,
-        fetch_config: FetchConfig | None = None,
-        **kwargs: Any,
-    ) -> WavCubeCodec:
-        """Load a model, with or without a hyperparameter file.
-
-        Args:
-            source: What the lobe takes: `nano`, `wavcube`, `wavcube_pro`, a hub name, a native folder or a checkpoint
-                file. Or a folder with a hyperparameter file, as for all of SpeechBrain's interfaces.
-            hparams_file: Name of that file, where it is another than `hyperparams.yaml`, or where `source` is a hub
-                name or URL to take one from.
-            savedir: Folder for what is downloaded or linked; None is the hub's own cache.
-            fetch_config: SpeechBrain's `FetchConfig`; `revision` and `allow_network` count for a model alone, too.
-            **kwargs: For the constructor, say `run_opts={"device": "cuda"}`; with a hyperparameter file also those of
-                `pretrained_from_hparams`, such as `overrides`.
-
-        Raises:
-            ValueError: nothing loadable by that name.
-        """
-        fetch_config = fetch_config or FetchConfig()
-        if (
-            hparams_file is not None
-            or isinstance(source, FetchSource)
-            or Path(source).expanduser().joinpath(HPARAMS_NAME).is_file()
-        ):
-            source = source if isinstance(source, FetchSource) else os.path.expanduser(source)
-            return super().from_hparams(
-                source, hparams_file or HPARAMS_NAME, savedir=savedir, fetch_config=fetch_config, **kwargs
-            )
-        lobe = WavCube(
-            source,
-            savedir or fetch_config.huggingface_cache_dir,
-            freeze=True,
-            revision=fetch_config.revision,
-            local_files_only=not fetch_config.allow_network,
-        )
-        hparams = {"savedir": savedir, "audio_normalizer": AudioNormalizer(lobe.sample_rate)}
-        return cls(modules={"wavcube": lobe}, hparams=hparams, **kwargs)
-
-    @property
-    def sample_rate(self) -> int:
-        """Samples per second of the waveforms."""
-        return self.mods.wavcube.sample_rate
-
-    def encode_file(
-        self, path: str | os.PathLike, *, resample: bool = False, window_seconds: float | None = None
-    ) -> Tensor:
-        """Turn an audio file into its latent.
-
-        Args:
-            path: Any format libsndfile reads; several channels are averaged, with a warning.
-            resample: Convert a file of another sample rate than the model's; False refuses it.
-            window_seconds: Work in overlapping windows of this length, for audio of hours.
-
-        Returns:
-            The latent (L, latent_dim), float32.
-
-        Raises:
-            AudioError: an unreadable or broken file, or another sample rate; the message names the file.
-        """
-        wav = self._read(path, resample)
-        return self.encode_batch(wav[None], window_seconds=window_seconds)[0][0]
-
-    def reconstruct_file(
-        self,
-        path: str | os.PathLike,
-        output: str | os.PathLike | None = None,
-        *,
-        resample: bool = False,
-        window_seconds: float | None = None,
-    ) -> Tensor:
-        """Send an audio file through the latent and back; arguments and errors as in `encode_file`.
-
-        Args:
-            output: Audio file to write at the model's sample rate, .wav or .flac for instance; None writes none.
-
-        Returns:
-            The waveform (T,) at the model's sample rate, as long as the input.
-        """
-        if output is not None:
-            check_suffix(output)
-        wav = self.reconstruct_batch(self._read(path, resample)[None], window_seconds=window_seconds)[0]
-        if output is not None:
-            write_audio(output, wav, self.sample_rate)
-        return wav
-
-    def encode_batch(
-        self, wavs: Tensor, wav_lens: Tensor | None = None, *, window_seconds: float | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Turn waveforms (B, T) into latents (B, L, latent_dim) and their relative lengths; as `WavCube.encode`."""
-        with torch.no_grad(), self.inference_ctx:
-            latents, latent_lens = self.mods.wavcube.encode(
-                wavs.to(self.device), wav_lens, window_seconds=window_seconds
-            )
-        return latents.float(), latent_lens
-
-    def decode_batch(
-        self, latents: Tensor, latent_lens: Tensor | None = None, *, window_seconds: float | None = None
-    ) -> Tensor:
-        """Turn latents (B, L, latent_dim) into waveforms (B, T); as `WavCube.decode`."""
-        with torch.no_grad(), self.inference_ctx:
-            wavs = self.mods.wavcube.decode(latents.to(self.device), latent_lens, window_seconds=window_seconds)
-        return wavs.float()
-
-    def reconstruct_batch(
-        self, wavs: Tensor, wav_lens: Tensor | None = None, *, window_seconds: float | None = None
-    ) -> Tensor:
-        """Send waveforms (B, T) through the latent and back, to the same shape; as `WavCube.reconstruct`."""
-        with torch.no_grad(), self.inference_ctx:
-            wavs = self.mods.wavcube.reconstruct(wavs.to(self.device), wav_lens, window_seconds=window_seconds)
-        return wavs.float()
-
-    def forward(self, wavs: Tensor, wav_lens: Tensor | None = None) -> Tensor:
-        """Run the whole model, as `reconstruct_batch` does."""
-        return self.reconstruct_batch(wavs, wav_lens)
-
-    def _read(self, path: str | os.PathLike, resample: bool) -> Tensor:
-        return read_speech(path, self.sample_rate, resample=resample)

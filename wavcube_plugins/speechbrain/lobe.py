@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchaudio.transforms import SpecAugment
 
 from wavcube_plugins.checkpoints import load_model
 from wavcube_plugins.config import WavCubeConfig
+from wavcube_plugins.heads.masking import FeatureMasking
+from wavcube_plugins.models.lengths import length_mask
+from wavcube_plugins.models.usage import train_only, used_parameters
+from wavcube_plugins.speechbrain.frozen import keep_frozen_out
+from wavcube_plugins.speechbrain.lengths import absolute_lengths, relative_lengths
 
 FEATURES = ("latent", "hidden_states", "restored", "reconstruction")
 
-# Parts of the model that some lobes freeze, and so leave out of their checkpoints, as a whole.
-_PARTS = ("wavlm.feature_extractor", "wavlm.encoder", "post_wavlm_layer_norm", "compressor", "restorer", "decoder")
-
-# Masks of `apply_spec_augment`: so many spans of frames and of channels, each below so many frames (0.4 s at 50 Hz) and
-# below this part of the item's frames, or of the channels.
-_MASKS, _LONGEST_MASK, _WIDEST_MASK = 2, 20, 0.2
+_STEM = "wavlm.feature_extractor."
 
 
 class WavCube(nn.Module):
-    """WavCube as a lobe of SpeechBrain.
+    """WavCube as a SpeechBrain lobe.
 
     >>> import torch
     >>> from wavcube_plugins.speechbrain import WavCube
@@ -43,45 +41,44 @@ class WavCube(nn.Module):
     >>> WavCube("nano", output_all_hiddens=True)(wav, wav_lens).shape  # WavLM's layers
     torch.Size([7, 2, 49, 192])
 
-    Features do not depend on the padding, nor on the other items of the batch. Nothing is random, in training mode
-    neither, unless `dropout` or `apply_spec_augment` asks for it: the model itself stays in evaluation mode whatever
-    `Brain.fit` does. Trainable is what `forward` uses of the model, so that DDP finds no unused parameter; all else is
-    frozen. The state dict, and so every checkpoint, holds the trainable weights alone; what it lacks comes from
-    `source`, and loading works from and into lobes that freeze other parts.
+    Features depend neither on the padding nor on the other items of the batch. The model itself stays in evaluation
+    mode whatever `Brain.fit` does, so nothing is random unless `dropout` or `apply_spec_augment` is set. Only what
+    `forward` uses is trainable, so DDP finds no unused parameters. The state dict, and so every checkpoint, holds the
+    trainable weights alone; the others come from `source`.
 
     Under DDP call the lobe itself, not its methods: those bypass the exchange of gradients.
 
     Args:
-        source: `nano` (comes with the package), `wavcube` or `wavcube_pro` (published on the Hugging Face hub), a hub
-            name, a native folder, or a checkpoint file: whatever `load_model` takes.
-        save_path: Folder for what is downloaded from the hub; None is the hub's own cache.
-        output_norm: Bring each frame to zero mean and unit variance over its channels.
-        freeze: Train nothing of the model. A waveform that requires a gradient still gets one.
-        freeze_feature_extractor: Train all but WavLM's conv stem.
-        apply_spec_augment: Mask spans of frames and channels of the features while training.
-        output_all_hiddens: Give every hidden state of WavLM instead of one.
-        features: What `forward` gives: `latent`; `hidden_states`, the last one of WavLM or all of them; `restored`,
-            what the Restorer makes of the latent; `reconstruction`, the decoded waveform, to train the decoder, too.
-            Left out it is `latent`, or `hidden_states` with `output_all_hiddens`.
-        sample_rate: Sample rate of the waveforms that will come, in Hz, to check it once: `!ref <sample_rate>`.
-        dropout: Let the dropout of Compressor and Restorer work while training, as pretraining has it.
-        decoder: Keep the AcousticDecoder, nearly half of the weights; False leaves `encode` alone of the codec.
+        source: `wavcube` or `wavcube_pro` (published on the Hugging Face hub), `nano` (bundled), a hub name, a native
+            folder, or a checkpoint file.
+        save_path: Folder for downloads from the hub; None is the hub's own cache.
+        output_norm: Normalise each frame to zero mean and unit variance over its channels.
+        freeze: Train nothing of the model. Gradients still pass through to a waveform that requires them.
+        freeze_feature_extractor: Train all but WavLM's convolutional stem.
+        apply_spec_augment: Mask spans of frames and channels of the features during training.
+        output_all_hiddens: Return every hidden state of WavLM instead of the last one.
+        features: What `forward` returns: `latent`; `hidden_states` of WavLM; `restored`, the Restorer's output; or
+            `reconstruction`, the decoded waveform, which also trains the decoder. The default is `latent`, or
+            `hidden_states` with `output_all_hiddens`.
+        sample_rate: Sample rate of the waveforms in Hz, checked once against the model's: `!ref <sample_rate>`.
+        dropout: Enable the dropout of Compressor and Restorer during training, as in pretraining.
+        decoder: Keep the AcousticDecoder, nearly half of the weights; False leaves only `encode` of the codec.
         freeze_decoder: Train all but the decoder, where `features` is `reconstruction`.
-        config: Sizes of a checkpoint file that is of no preset: a preset's name, or a mapping as in `config.json`.
+        config: Sizes of a checkpoint file that matches no preset: a preset's name, or a mapping as in `config.json`.
         revision: Branch, tag or commit of a hub model.
         local_files_only: Download nothing. `HF_HUB_OFFLINE` does the same.
 
     Attributes:
-        model: The `wavcube_plugins.WavCube` that computes; `checkpoints.save_model` writes it whole, once fine-tuned.
+        model: The `wavcube_plugins.WavCube` inside; `checkpoints.save_model` writes it whole once it is fine-tuned.
+        saved_weights: Names of the parameters that go into checkpoints even if they are frozen later.
 
     Raises:
-        ValueError: a model that cannot be loaded, another sample rate than the model's, or options that do not fit
-            together; one sentence.
+        ValueError: a model that cannot be loaded, a sample rate other than the model's, or contradictory options.
     """
 
     def __init__(
         self,
-        source: str | os.PathLike = "nano",
+        source: str | os.PathLike = "wavcube",
         save_path: str | os.PathLike | None = None,
         output_norm: bool = False,
         freeze: bool = False,
@@ -99,58 +96,36 @@ class WavCube(nn.Module):
         local_files_only: bool = False,
     ):
         super().__init__()
-        if features is None:
-            features = "hidden_states" if output_all_hiddens else "latent"
-        if features not in FEATURES:
-            raise ValueError(f"features must be one of {', '.join(FEATURES)}, got {features!r}")
-        if output_all_hiddens and features != "hidden_states":
-            raise ValueError(f"output_all_hiddens gives hidden_states, but features is {features!r}; drop one of them")
-        if features == "reconstruction" and (output_norm or apply_spec_augment or not decoder):
-            raise ValueError("features: reconstruction needs the decoder, and no output_norm or apply_spec_augment")
-        self.source = os.fspath(source)
-        self.features = features
-        self.output_norm = output_norm
-        self.output_all_hiddens = output_all_hiddens
-        self.freeze = freeze
-        self.freeze_feature_extractor = freeze_feature_extractor
-        self.freeze_decoder = freeze_decoder
-        self.dropout = dropout
+        self.features = features or ("hidden_states" if output_all_hiddens else "latent")
+        _check_options(self.features, output_all_hiddens, output_norm or apply_spec_augment or not decoder)
+        self.source, self.revision = os.fspath(source), revision
+        self.config = WavCubeConfig.from_dict(config) if isinstance(config, dict) else config
+        self.output_norm, self.output_all_hiddens, self.dropout = output_norm, output_all_hiddens, dropout
+        self.freeze, self.freeze_feature_extractor, self.freeze_decoder = freeze, False, freeze_decoder
         self.model = load_model(
             source,
-            config=WavCubeConfig.from_dict(config) if isinstance(config, dict) else config,
+            config=self.config,
             revision=revision,
             local_files_only=local_files_only,
             cache_dir=save_path or None,
         )
-        if sample_rate is not None and sample_rate != self.sample_rate:
-            raise ValueError(
-                f"the waveforms have a sample rate of {sample_rate} Hz, but the model {self.source} takes "
-                f"{self.sample_rate} Hz"
-            )
+        self._check_rate(sample_rate)
         if not decoder:
-            self.model.decoder = None
-        self.spec_augment = None
-        if apply_spec_augment:
-            widest = max(1, self.output_dim // 10)
-            self.spec_augment = SpecAugment(
-                _MASKS, _LONGEST_MASK, _MASKS, widest, iid_masks=False, p=_WIDEST_MASK, zero_masking=True
-            )
-
-        # Recipes freeze the conv stem by `lobe.model.feature_extractor._freeze_parameters()`, as transformers has it.
+            self.model.register_module("decoder", None)
+        self.spec_augment = FeatureMasking(self.output_dim) if apply_spec_augment else None
+        self.saved_weights: set[str] = set()
+        self._choose_trainable()
+        if freeze_feature_extractor:
+            self._freeze_stem()
+        # Stock recipes freeze the stem with `lobe.model.feature_extractor._freeze_parameters()`, as in transformers.
         stem = self.model.wavlm.feature_extractor
-        stem._freeze_parameters = self._freeze_stem
+        stem.__dict__["_freeze_parameters"] = self._freeze_stem
         self.model.__dict__["feature_extractor"] = stem  # a second name, not a second registration
-
-        self.model.requires_grad_(False)
-        self._saved: set[str] = set()
-        if not freeze:
-            self._thaw()
-        self.register_state_dict_post_hook(_leave_out_frozen)
-        self.register_load_state_dict_pre_hook(_fill_in_frozen)
+        keep_frozen_out(self)
         self.train()
 
     def __repr__(self) -> str:
-        # SpeechBrain's checkpointing logs the lobe by this; the tree of modules would fill pages.
+        # SpeechBrain logs this when it saves checkpoints; the tree of modules would fill pages.
         return f"WavCube(source={self.source!r}, features={self.features!r}, freeze={self.freeze})"
 
     @property
@@ -160,25 +135,25 @@ class WavCube(nn.Module):
 
     @property
     def hop_length(self) -> int:
-        """Samples per frame of what `forward` gives; of a reconstruction, 1."""
+        """Samples per frame of what `forward` returns; 1 for a reconstruction."""
         if self.features == "reconstruction":
             return 1
         return self.model.hop_length if self.features == "latent" else self.model.config.wavlm.hop_length
 
     @property
     def output_dim(self) -> int:
-        """Channels of what `forward` gives; of a reconstruction, 1."""
+        """Channels of what `forward` returns; 1 for a reconstruction."""
         if self.features == "reconstruction":
             return 1
         return self.model.latent_dim if self.features == "latent" else self.model.config.wavlm.hidden_dim
 
     @property
     def num_layers(self) -> int:
-        """How many hidden states `output_all_hiddens` gives: one more than WavLM has layers."""
+        """Number of hidden states that `output_all_hiddens` returns: one more than WavLM has layers."""
         return self.model.config.wavlm.num_layers + 1
 
     def train(self, mode: bool = True) -> WavCube:
-        """Set the mode as usual, but keep the model itself in evaluation, unless its dropout was asked for."""
+        """Set the mode as usual, but keep the model itself in evaluation mode unless its dropout is enabled."""
         super().train(mode)
         self.model.train(mode and self.dropout and not self.freeze)
         return self
@@ -188,57 +163,62 @@ class WavCube(nn.Module):
 
         Args:
             wav: (B, T) at `sample_rate`, in -1 … 1.
-            wav_lens: (B,) relative lengths, in 0 … 1; None if all items are whole.
+            wav_lens: (B,) relative lengths in 0 … 1; None if all items are whole.
 
         Returns:
-            Features (B, L, output_dim), zero beyond the lengths, L as `frame_lens` says; (layers, B, L, output_dim)
-            with `output_all_hiddens`; or waveforms (B, T) where `features` is `reconstruction`.
+            Features (B, L, output_dim), zero beyond the lengths, L as in `frame_lens`; (layers, B, L, output_dim) with
+            `output_all_hiddens`; or waveforms (B, T) where `features` is `reconstruction`. In training mode an item
+            whose waveform is not finite gets NaN, so that SpeechBrain's handling of non-finite losses applies.
 
         Raises:
-            ValueError: waveforms or lengths of wrong type, shape or content.
+            ValueError: waveforms or lengths of a wrong type or shape, or, in evaluation mode, not finite.
         """
         lengths = absolute_lengths(wav_lens, wav)
+        broken = _not_finite(wav, lengths) if self.training else None
+        if broken is not None:
+            wav = wav.masked_fill(broken[:, None], 0.0)
         with self._gradients(wav):
-            if self.features == "reconstruction":
-                return self.model.reconstruct(wav, lengths)[0]
-            if self.features == "latent":
-                features, frames = self.model.encode(wav, lengths)
-            elif self.features == "restored":
-                result = self.model.features(wav, lengths)
-                features, frames = result.restored, result.lengths
-            else:
-                states, frames = self.model.hidden_states(wav, lengths)
-                features = torch.stack(states) if self.output_all_hiddens else states[-1]
-            if self.output_norm:
-                features = F.layer_norm(features, features.shape[-1:])
-            if self.spec_augment is not None and self.training:
-                features = self._mask(features, frames)
+            features = self._compute(wav, lengths)
+        if broken is not None:
+            rows = broken[:, None] if features.ndim == 2 else broken[:, None, None]
+            features = features.masked_fill(rows, float("nan"))
         return features
 
-    def frame_lens(self, wav: Tensor, wav_lens: Tensor | None = None) -> Tensor:
-        """Return the relative lengths (B,) of what `forward` gives; arguments as there.
+    def extract_features(self, wav: Tensor, wav_lens: Tensor | None = None) -> Tensor:
+        """Do what `forward` does, under the name that SpeechBrain's quantisation recipes and `DiscreteSSL` call."""
+        return self.forward(wav, wav_lens)
 
-        They differ a little from those of the waveforms, because T samples give 1 + (T - 400) // 320 frames: an item's
-        frames are exactly round(frame_lens * L), while round(wav_lens * L) may be one off.
-        """
-        if self.features == "reconstruction":
-            return torch.ones(len(wav), device=wav.device) if wav_lens is None else wav_lens
+    def frame_counts(self, wav: Tensor, wav_lens: Tensor | None = None) -> Tensor:
+        """Return the number of frames (B,) that `forward` returns for each item; arguments as there."""
         lengths = absolute_lengths(wav_lens, wav)
         if lengths is None:
-            return torch.ones(len(wav), device=wav.device)
+            lengths = torch.full((len(wav),), wav.shape[1], device=wav.device)
+        if self.features == "reconstruction":
+            return lengths
         of_model = self.model if self.features == "latent" else self.model.wavlm
-        longest = of_model.frame_lengths(torch.tensor(wav.shape[1]))
-        return relative_lengths(of_model.frame_lengths(lengths), int(longest))
+        return of_model.frame_lengths(lengths)
+
+    def frame_lens(self, wav: Tensor, wav_lens: Tensor | None = None) -> Tensor:
+        """Return the relative lengths (B,) of what `forward` returns; arguments as there.
+
+        They differ a little from those of the waveforms, because T samples give 1 + (T - 400) // 320 frames: an item
+        has exactly round(frame_lens * L) frames, while round(wav_lens * L) may be one off.
+        """
+        if wav_lens is None:
+            return torch.ones(len(wav), device=wav.device)
+        if self.features == "reconstruction":
+            return wav_lens
+        return relative_lengths(self.frame_counts(wav, wav_lens), int(self.frame_counts(wav[:1])))
 
     def encode(
         self, wav: Tensor, wav_lens: Tensor | None = None, *, window_seconds: float | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Turn waveforms into the latent as `decode` takes it, whatever the options of `forward` are.
+        """Turn waveforms into the latent that `decode` takes, whatever the options of `forward` are.
 
         Args:
             wav: (B, T) at `sample_rate`, in -1 … 1.
             wav_lens: (B,) relative lengths; None if all items are whole.
-            window_seconds: Work in overlapping windows of this length, for audio of hours.
+            window_seconds: Work in overlapping windows of this length, for hours of audio.
 
         Returns:
             The latent (B, L, latent_dim), zero beyond the lengths, and its relative lengths (B,).
@@ -255,7 +235,7 @@ class WavCube(nn.Module):
         Args:
             latent: (B, L, latent_dim).
             latent_lens: (B,) relative lengths, from `encode`; None if all items are whole.
-            window_seconds: Work in overlapping windows of this length, for audio of hours.
+            window_seconds: Work in overlapping windows of this length, for hours of audio.
 
         Returns:
             Waveforms (B, T), T a multiple of L, zero beyond the lengths; their relative lengths are `latent_lens`.
@@ -264,15 +244,14 @@ class WavCube(nn.Module):
             ValueError: a latent or lengths of wrong shape or content, or no decoder.
         """
         self._check_decoder()
+        lengths = absolute_lengths(latent_lens, latent, "latent_lens")
         with self._gradients(latent):
-            return self.model.decode(
-                latent, absolute_lengths(latent_lens, latent, "latent_lens"), window_seconds=window_seconds
-            )[0]
+            return self.model.decode(latent, lengths, window_seconds=window_seconds)[0]
 
     def reconstruct(
         self, wav: Tensor, wav_lens: Tensor | None = None, *, window_seconds: float | None = None
     ) -> Tensor:
-        """Send waveforms through the latent and back; arguments as in `encode`.
+        """Encode waveforms and decode them again; arguments as in `encode`.
 
         Returns:
             Waveforms (B, T) of the input's shape and lengths.
@@ -284,110 +263,68 @@ class WavCube(nn.Module):
         with self._gradients(wav):
             return self.model.reconstruct(wav, absolute_lengths(wav_lens, wav), window_seconds=window_seconds)[0]
 
-    def _check_decoder(self) -> None:
-        if self.model.decoder is None:
-            raise ValueError("this lobe was made with decoder=False, it cannot decode")
+    def _compute(self, wav: Tensor, lengths: Tensor | None) -> Tensor:
+        if self.features == "reconstruction":
+            return self.model.reconstruct(wav, lengths)[0]
+        if self.features == "latent":
+            features, frames = self.model.encode(wav, lengths)
+        elif self.features == "restored":
+            result = self.model.features(wav, lengths)
+            features, frames = result.restored, result.lengths
+        else:
+            states, frames = self.model.hidden_states(wav, lengths)
+            features = torch.stack(states) if self.output_all_hiddens else states[-1]
+        if self.output_norm:
+            features = F.layer_norm(features, features.shape[-1:])
+        if self.spec_augment is not None and self.training:
+            features = self.spec_augment(features, frames)
+        return features
 
-    def _gradients(self, x: Tensor):
-        # Without gradients where none is wanted, as SpeechBrain's lobes do when frozen: it saves time and memory.
-        wanted = torch.is_grad_enabled() and (not self.freeze or (isinstance(x, Tensor) and x.requires_grad))
-        return torch.set_grad_enabled(wanted)
-
-    def _thaw(self) -> None:
-        """Let train what `forward` uses, less what is to stay frozen."""
-        model, config = self.model, self.model.config
-        model.wavlm.requires_grad_()
-        if self.features != "hidden_states":
-            model.post_wavlm_layer_norm.requires_grad_()
-            model.compressor.requires_grad_()
-            if 0 <= config.wavlm_layer < config.wavlm.num_layers:
-                transformer = model.wavlm.encoder.transformer
-                transformer.layers[config.wavlm_layer :].requires_grad_(False)
-                if config.wavlm.layer_norm_first:  # then it is the last layer's
-                    transformer.layer_norm.requires_grad_(False)
-        if self.features == "restored":
-            model.restorer.requires_grad_()
-        if self.features == "reconstruction" and not self.freeze_decoder:
-            model.decoder.requires_grad_()
-        # Remembered, because weights that were trained belong into checkpoints also when they are frozen later.
-        self._saved = {name for name, weight in self.named_parameters() if weight.requires_grad}
-        if self.freeze_feature_extractor:
-            self._freeze_stem()
+    def _choose_trainable(self) -> None:
+        used = frozenset() if self.freeze else used_parameters(self.model, self.features)
+        if self.freeze_decoder:
+            used = {name for name in used if not name.startswith("decoder.")}
+        train_only(self.model, used)
+        # Remembered, because trained weights belong in checkpoints even if they are frozen later.
+        self.saved_weights = {f"model.{name}" for name in used}
 
     def _freeze_stem(self) -> None:
         self.freeze_feature_extractor = True
         self.model.wavlm.feature_extractor.requires_grad_(False)
-        self._saved = {name for name in self._saved if not name.startswith("model.wavlm.feature_extractor.")}
+        self.saved_weights = {name for name in self.saved_weights if not name.startswith(f"model.{_STEM}")}
 
-    def _mask(self, features: Tensor, frames: Tensor) -> Tensor:
-        keep = torch.ones(features.shape[-3:])  # (B, L, C), the same for every layer
-        for item, count in enumerate(frames.tolist()):
-            keep[item, :count] = self.spec_augment(keep[item, :count].t()).t()
-        return features.masked_fill(keep.to(features.device) == 0, 0.0)
+    def _gradients(self, x: Tensor):
+        # A frozen lobe builds no graph unless its input asks for one, as SpeechBrain's lobes: it saves time and memory.
+        wanted = torch.is_grad_enabled() and (not self.freeze or (isinstance(x, Tensor) and x.requires_grad))
+        return torch.set_grad_enabled(wanted)
+
+    def _check_decoder(self) -> None:
+        if self.model.decoder is None:
+            raise ValueError("this lobe was made with decoder=False, it cannot decode")
+
+    def _check_rate(self, sample_rate: int | None) -> None:
+        if sample_rate is not None and sample_rate != self.sample_rate:
+            raise ValueError(
+                f"the waveforms have a sample rate of {sample_rate} Hz, but the model {self.source} takes "
+                f"{self.sample_rate} Hz"
+            )
 
 
-def absolute_lengths(lens: Tensor | Sequence[float] | None, batch: Tensor, name: str = "wav_lens") -> Tensor | None:
-    """Turn SpeechBrain's relative lengths into whole numbers.
+def _check_options(features: str, output_all_hiddens: bool, unfit_for_waveforms: bool) -> None:
+    if features not in FEATURES:
+        raise ValueError(f"features must be one of {', '.join(FEATURES)}, got {features!r}")
+    if output_all_hiddens and features != "hidden_states":
+        raise ValueError(f"output_all_hiddens gives hidden_states, but features is {features!r}; drop one of them")
+    if features == "reconstruction" and unfit_for_waveforms:
+        raise ValueError("features: reconstruction needs the decoder, and no output_norm or apply_spec_augment")
 
-    A length that was divided by the longest one in float32, as SpeechBrain does it, comes back exactly up to a longest
-    one of 2 ** 24 (17 minutes of samples); beyond that float32 itself cannot tell neighbours apart.
 
-    Args:
-        lens: (B,) in 0 … 1, or None if all items are whole.
-        batch: What they belong to, (B, T, ...).
-        name: Of the lengths, for messages.
-
-    Returns:
-        (B,) int64 on the device of the batch, or None.
-
-    Raises:
-        ValueError: not floating point, not one per item, outside 0 … 1, or an item without anything.
-    """
-    if lens is None or batch.ndim < 2:  # the model says what is wrong with the batch
+def _not_finite(wav: Tensor, lengths: Tensor | None) -> Tensor | None:
+    """Return which waveforms (B,) of a batch (B, T) have NaN or infinite samples within their lengths, None if none."""
+    if not isinstance(wav, Tensor) or wav.ndim != 2 or torch.isfinite(wav.sum()):
         return None
-    lens = torch.as_tensor(lens)
-    if not lens.is_floating_point():
-        raise ValueError(f"{name} must be relative lengths in 0 … 1, got {lens.dtype}; divide by the longest length")
-    size, longest = batch.shape[:2]
-    if lens.shape != (size,):
-        raise ValueError(f"{name} must have shape ({size},), one per item, got {tuple(lens.shape)}")
-    # Not in float32, whose product would be off by one from 2 ** 22 on; on the CPU, since not every device has float64.
-    lens = lens.detach().to("cpu", torch.float64)
-    lengths = torch.round(lens * longest)
-    if not bool(((lengths >= 1) & (lengths <= longest)).all()):
-        raise ValueError(
-            f"{name} must lie in 0 … 1 and leave no item empty, got {lens.min():g} … {lens.max():g} of {longest}"
-        )
-    return lengths.long().to(batch.device)
-
-
-def relative_lengths(lengths: Tensor, longest: int) -> Tensor:
-    """Turn lengths (B,) in samples or frames into SpeechBrain's relative ones, float32; `longest` is the batch's."""
-    return lengths.float() / longest
-
-
-def _leave_out_frozen(lobe: WavCube, state: dict[str, Tensor], prefix: str, _metadata: Any) -> None:
-    """Take out of a state dict what `source` has and nothing has trained."""
-    for name, weight in lobe.model.named_parameters(prefix="model"):
-        if name not in lobe._saved and not weight.requires_grad:
-            state.pop(prefix + name, None)
-
-
-def _fill_in_frozen(lobe: WavCube, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Let a state dict be loaded that holds less than the lobe, or more.
-
-    What is frozen here may be missing; so may a whole part, which was frozen where the state comes from. A part that
-    is there in pieces is an error as always. Weights of a decoder that is not there are passed over.
-    """
-    weights = dict(lobe.named_parameters(prefix=prefix[:-1]))
-    for part in _PARTS:
-        start = f"{prefix}model.{part}."
-        own = {name: weight for name, weight in weights.items() if name.startswith(start)}
-        present = any(name in state for name in own)
-        for name, weight in own.items():
-            needed = name.removeprefix(prefix) in lobe._saved or weight.requires_grad
-            if name not in state and not (present and needed):
-                state[name] = weight
-        if part == "decoder" and lobe.model.decoder is None:
-            for name in [name for name in state if name.startswith(start)]:
-                del state[name]
+    bad = ~torch.isfinite(wav)
+    if lengths is not None:
+        bad &= length_mask(lengths, wav.shape[1])
+    broken = bad.any(dim=1)
+    return broken if broken.any() else None

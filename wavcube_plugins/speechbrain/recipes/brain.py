@@ -22,6 +22,7 @@ from speechbrain.utils.train_logger import FileTrainLogger
 from torch import Tensor, nn
 
 from wavcube_plugins.checkpoints import NAMES
+from wavcube_plugins.config import WavCubeConfig
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.pretraining.step import seed_step
 from wavcube_plugins.speechbrain.manifests import write_json
@@ -318,6 +319,8 @@ class Recipe(sb.Brain):
             source = os.path.abspath(source)
         options = {
             "source": source,
+            "revision": self.lobe.revision,
+            "config": self.lobe.config.to_dict() if isinstance(self.lobe.config, WavCubeConfig) else self.lobe.config,
             "features": self.lobe.features,
             "output_all_hiddens": self.lobe.output_all_hiddens,
             "output_norm": self.lobe.output_norm,

@@ -10,7 +10,8 @@ import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
 
 from wavcube_plugins.files import atomic_path
-from wavcube_plugins.heads.classification import Classifier, OnWavCube
+from wavcube_plugins.heads.classification import Classifier
+from wavcube_plugins.speechbrain.modules import OnWavCube
 from wavcube_plugins.speechbrain.recipes.brain import ON_WAVCUBE, Recipe, crop, head_yaml
 from wavcube_plugins.speechbrain.recipes.data import DataError, make_dataset
 
@@ -75,7 +76,7 @@ class ClassificationRecipe(Recipe):
         encoder.update_from_iterable(self.names)
         with atomic_path(folder / "label_encoder.ckpt") as path:
             encoder.save(str(path))
-        unchanged = "!new:wavcube_plugins.heads.classification.Unchanged"
+        unchanged = "!new:wavcube_plugins.speechbrain.modules.Unchanged"
         names = ("compute_features", "mean_var_norm", "embedding_model", "classifier", "mean_var_norm_emb")
         self.write_inference(
             folder,

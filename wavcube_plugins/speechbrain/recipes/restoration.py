@@ -14,15 +14,10 @@ from torch import Tensor
 
 from wavcube_plugins.audio import write_audio
 from wavcube_plugins.evaluation import MetricError, compare, si_sdr
-from wavcube_plugins.heads.classification import OnWavCube
-from wavcube_plugins.heads.restoration import (
-    apply_masks,
-    best_order,
-    decode_sources,
-    pairwise_latent_loss,
-    pairwise_snr_loss,
-)
-from wavcube_plugins.speechbrain.lobe import absolute_lengths
+from wavcube_plugins.heads.losses import best_order, pairwise_latent_loss, pairwise_snr_loss
+from wavcube_plugins.heads.restoration import apply_masks
+from wavcube_plugins.speechbrain.lengths import absolute_lengths
+from wavcube_plugins.speechbrain.modules import OnWavCube, decode_sources
 from wavcube_plugins.speechbrain.recipes.brain import ON_WAVCUBE, Recipe, crop, head_yaml
 from wavcube_plugins.speechbrain.recipes.data import DataError, make_dataset
 
@@ -164,7 +159,7 @@ class RestorationRecipe(Recipe):
                 "head": head_yaml(head, self.lobe.output_dim, len(self.targets)),
                 "model": ON_WAVCUBE,
                 "output": f"{output}   # or latents: what is heard is decoded then",
-                self.model_name: "!new:wavcube_plugins.heads.restoration.WaveformRestorer\n"
+                self.model_name: "!new:wavcube_plugins.speechbrain.modules.WaveformRestorer\n"
                 "    model: !ref <model>\n    output: !ref <output>",
             },
             {"model": self.raw["model"]},
