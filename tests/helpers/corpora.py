@@ -84,7 +84,59 @@ def speech(root):
         sound(root / "deep" / f"{number}.flac", 22050)
 
 
+def libritts(root):
+    for part in ("train-clean-100", "dev-clean"):
+        for number, text in enumerate(("Hello there.", "", "Good bye.")):
+            stem = root / part / "103" / "1240" / f"103_1240_00000{number}_000000"
+            sound(stem.with_suffix(".wav"), 24000)
+            write(stem.with_suffix(".normalized.txt"), f"{text}\n")
+
+
+def speech_commands(root):
+    for word in ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "seven"):
+        sound(root / word / "0a7c2a8d_nohash_0.wav")
+    sound(root / "_background_noise_" / "white_noise.wav")
+
+
+def quesst14(root):
+    for split, folder in (("utterances", "Audio"), ("dev", "dev_queries"), ("eval", "eval_queries")):
+        names = [f"{folder}/quesst14_{split}_{number}.wav" for number in range(2)]
+        for name in names:
+            sound(root / name)
+        lines = [f"quesst14/{name} {language}" for name, language in zip(names, ("nnenglish", "czech"), strict=True)]
+        write(root / "scoring" / f"language_key_{split}.lst", "\n".join(lines))
+    for split in ("dev", "eval"):
+        write(root / "scoring" / f"groundtruth_quesst14_{split}" / "truth.rttm", "LEXEME")
+
+
+def fluent_speech_commands(root):
+    for split in ("train", "valid", "test"):
+        place = f"wavs/speakers/abc/{split}-1.wav"
+        sound(root / place)
+        header = ",path,speakerId,transcription,action,object,location\n"
+        write(root / "data" / f"{split}_data.csv", f'{header}0,{place},abc,"Lights on, please",activate,lights,none\n')
+
+
+def snips(root):
+    lines = []
+    for split in ("train", "valid", "test"):
+        for number in range(2):
+            sound(root / split / f"Ivy-{split}-{number}.wav")
+        lines.append(f"Ivy-{split}-0 BOS PLAY SONGS EOS\tO O B-music_item PlayMusic")
+    write(root / "all.iob.snips.txt", "\n".join(lines))
+
+
+def vcc2020(root):
+    for speaker in ("SEF1", "SEF2", "SEM1", "SEM2", "TEF1", "TEF2", "TEM1", "TEM2"):
+        for number in (10001, 30001):
+            sound(root / speaker / f"E{number}.wav", 24000)
+
+
+# By the name of the corpus's module in wavcube_plugins.data.corpora.
 LAYOUTS = {
     function.__name__: function
-    for function in (librispeech, voxceleb, iemocap, slurp, voicebank, libri2mix, vctk, speech)
+    for function in (
+        *(librispeech, libritts, voxceleb, iemocap, slurp, voicebank, libri2mix, vctk, speech),
+        *(speech_commands, quesst14, fluent_speech_commands, snips, vcc2020),
+    )
 }

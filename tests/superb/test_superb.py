@@ -17,11 +17,12 @@ import pytest
 import soundfile
 import torch
 import yaml
+from helpers.corpora import iemocap
 from helpers.paths import ROOT
 
 from wavcube_plugins import cli
 from wavcube_plugins.s3prl import shims, stand_ins
-from wavcube_plugins.superb import conversion, corpora, mini, results, running, scoring, tasks, workspace
+from wavcube_plugins.superb import conversion, mini, results, running, scoring, tasks, workspace
 from wavcube_plugins.superb.bench import Bench, Run, make_runs
 
 TASK_NAMES = [task.name for task in tasks.TASKS]
@@ -363,19 +364,19 @@ def test_prepare_of_the_mini_set_is_ready_and_stays(small, capsys):
 
 REMOVED = [
     ("pr", "corpora/libriphone/dev.csv", "1 of 3 tables of files and transcriptions are missing: dev.csv"),
-    ("asr", "corpora/librispeech/dev-clean", "the folder dev-clean is missing"),
-    ("ks", "corpora/speech_commands/_background_noise_", "the folder _background_noise_ is missing"),
+    ("asr", "corpora/librispeech/dev-clean", "no folder dev-clean in it"),
+    ("ks", "corpora/speech_commands/_background_noise_", "_background_noise_: no such folder"),
     ("qbe", "corpora/quesst14/scoring/groundtruth_quesst14_dev", "no .rttm file with the ground truth"),
     ("qbe", "corpora/quesst14/Audio/read-test-00000.wav", "English queries and documents are missing: Audio/read-test"),
     ("sid", "corpora/voxceleb1/iden_split.txt", "does not exist: the split of VoxCeleb1"),
     ("asv", "corpora/voxceleb1_verification/test/wav", "the folder test/wav is missing"),
     ("sd", "corpora/libri2mix_diarization/train/segments", "1 of 3 Kaldi files are missing: segments"),
-    ("er", "corpora/iemocap/Session3/dialog/EmoEvaluation", "the folder Session3/dialog/EmoEvaluation is missing"),
-    ("ic", "corpora/fluent_speech_commands/data/valid_data.csv", "1 of 3 tables are missing: data/valid_data.csv"),
+    ("er", "corpora/iemocap/Session3/dialog/EmoEvaluation", "Session3/dialog/EmoEvaluation: no such folder"),
+    ("ic", "corpora/fluent_speech_commands/data/valid_data.csv", "data/valid_data.csv: no such file"),
     ("sf", "corpora/snips/slots.txt", "1 of 2 lists are missing: slots.txt"),
     ("se", "corpora/voicebank/noisy_testset_wav_16k", "the folder noisy_testset_wav_16k (or noisy_testset_wav"),
-    ("ss", "corpora/libri2mix/test/s2", "the folder test/s2 is missing"),
-    ("vc", "corpora/vcc2020/SEM1", "the folder SEM1 is missing"),
+    ("ss", "corpora/libri2mix/test/s2", "test/s2: no such folder"),
+    ("vc", "corpora/vcc2020/SEM1", "SEM1: no such folder"),
 ]
 
 
@@ -442,18 +443,24 @@ def test_other_corpora_get_lists_of_their_own(tmp_path, small, capsys):
     assert code == 1 and "Session1: no utterance with one of the four emotions" in output
 
 
-def test_emotions_and_turns_are_read_as_the_corpora_have_them(tmp_path):
-    session = tmp_path / "Session1"
-    (session / "dialog/EmoEvaluation").mkdir(parents=True)
-    (session / "sentences/wav/d").mkdir(parents=True)
-    for name in ("a", "b", "c"):
-        (session / f"sentences/wav/d/{name}.wav").touch()
-    (session / "dialog/EmoEvaluation/d.txt").write_text(
-        "% [START - END] TURN_NAME EMOTION [V, A, D]\n[0 - 1]\ta\texc\t[1, 1, 1]\n[1 - 2]\tb\tfru\t[1, 1, 1]\n"
-        "C-E2:\tNeutral;\t()\n[2 - 3]\tc\tsad\t[1, 1, 1]\n[2 - 3]\tgone\tsad\t[1, 1, 1]\n"
-    )
-    found = corpora._emotions(tmp_path, "Session1")
-    assert [(Path(row["path"]).stem, row["label"]) for row in found] == [("a", "hap"), ("c", "sad")]
+def test_emotions_are_read_as_the_corpus_has_them(tmp_path, capsys):
+    """Excitement counts as happiness; other emotions, comments and utterances without audio are left out."""
+    root = tmp_path / "iemocap"
+    iemocap(root)
+    with (root / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt").open("a") as listing:
+        listing.write("\n[2.1 - 3.4]\tSes01F_impro01_F099\tsad\t[1.0, 1.0, 1.0]\n")
+    path = bench_file(tmp_path, corpora={"iemocap": str(root)}, tasks=["er"])
+    code, output, _ = wavcube("prepare", path, capsys=capsys)
+    assert code == 0, output
+    made = json.loads((tmp_path / "out/prepared/er/Session1/test_meta_data.json").read_text())
+    assert made["labels"] == {"neu": 0, "hap": 1, "ang": 2, "sad": 3}
+    rows = made["meta_data"]
+    assert [(Path(row["path"]).stem[-4:], row["label"]) for row in rows] == [
+        ("F000", "neu"), ("M001", "hap"), ("F002", "hap"), ("M003", "ang"), ("F004", "sad"),
+    ]  # fmt: skip
+    assert all((root / row["path"]).is_file() and row["speaker"] == "Ses01F" for row in rows)
+    rest = json.loads((tmp_path / "out/prepared/er/Session1/train_meta_data.json").read_text())["meta_data"]
+    assert len(rest) == 20 and not [row for row in rest if row["path"].startswith("Session1")]
 
 
 # Results ------------------------------------------------------------------------------------------------------------

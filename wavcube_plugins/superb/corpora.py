@@ -1,25 +1,37 @@
-"""What each task needs on disk: the layout of its corpus is checked, and what s3prl wants beside it is made.
+"""What each task needs on disk: the corpus is checked, and what s3prl wants beside it is made.
 
-Each task has a function that takes a `Site` and notes there what is found, what is missing and what was made. Nothing
-in a corpus is changed; made files go below the bench's folder.
+Each task has a function that takes a `Site` and notes there what is found, what is missing and what was made. Layouts
+are read by `wavcube_plugins.data.corpora`. Nothing in a corpus is changed; made files go below the bench's folder.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from wavcube_plugins.data.corpora import CorpusError, librispeech
+from wavcube_plugins.data.corpora import (
+    CorpusError,
+    Utterance,
+    fluent_speech_commands,
+    iemocap,
+    libri2mix,
+    librispeech,
+    quesst14,
+    snips,
+    speech_commands,
+    vcc2020,
+    voicebank,
+    voxceleb,
+)
+from wavcube_plugins.data.corpora.layout import find_root
+from wavcube_plugins.data.kaldi import read_table
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.superb.bench import Bench
+from wavcube_plugins.superb.site import Site
 from wavcube_plugins.superb.tasks import Task
 from wavcube_plugins.superb.workspace import s3prl_folder
 
@@ -29,118 +41,8 @@ _CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH".split()
 PHONES = ("SIL", "SPN", *sorted([f"{vowel}{stress}" for vowel in _VOWELS for stress in "012"] + _CONSONANTS))
 CHARACTERS = (" ", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ", "'")
 
-# The two talkers of VoiceBank's training set that the usual split keeps for validation.
-_VOICEBANK_DEV = ("p226", "p287")
 _SS_DEV = 1000
-_SHOWN = 3
-
-_KS_CLASSES = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
-_SOURCE_SPEAKERS = ("SEF1", "SEF2", "SEM1", "SEM2")
-
-
-@dataclass
-class Site:
-    """What is known of one task's files.
-
-    Args:
-        bench: The bench.
-        task: The task.
-        write: Make what is missing; otherwise only say what would be made.
-        found: Sentences on what is there.
-        missing: Sentences on what is missing, each with what to do.
-        made: Sentences on what was made, or would be.
-        paths: Configuration keys (dotted) and their values.
-    """
-
-    bench: Bench
-    task: Task
-    write: bool = False
-    found: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    made: list[str] = field(default_factory=list)
-    paths: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def ready(self) -> bool:
-        return not self.missing
-
-    @property
-    def folder(self) -> Path:
-        return self.bench.prepared(self.task)
-
-    def corpus(self, name: str, what: str) -> Path | None:
-        """Return a corpus, or None and a note that it is missing."""
-        path = self.bench.corpora.get(name)
-        if path is None:
-            self.missing.append(f"`corpora` of the bench file has no {name!r}: {what}")
-        elif not path.exists():
-            self.missing.append(f"{name}: {path} does not exist: {what}")
-            return None
-        return path
-
-    def folders(self, root: Path, names: Iterable[str]) -> bool:
-        """Note which folders of a corpus are missing, and return whether all are there."""
-        lost = [name for name in names if not (root / name).is_dir()]
-        if lost:
-            self.missing.append(f"{root}: the folder {', '.join(lost[:_SHOWN])} is missing" + _more(lost))
-        return not lost
-
-    def files(self, root: Path, names: Sequence[str | os.PathLike], what: str) -> bool:
-        """Note which of many files are missing, and return whether all are there."""
-        lost = [str(name) for name in names if not (root / name).is_file()]
-        if lost:
-            named = ", ".join(lost[:_SHOWN])
-            self.missing.append(f"{root}: {len(lost)} of {len(names)} {what} are missing: {named}" + _more(lost))
-        else:
-            self.found.append(f"{root}: {len(names)} {what}")
-        return not lost
-
-    def make(self, path: Path, what: str, content: Callable[[], str | Iterable[str]]) -> Path:
-        """Write a text file unless it is there, and note it.
-
-        Args:
-            path: The file.
-            what: In words.
-            content: Called if it must be made: the text, or its lines.
-        """
-        if path.is_file():
-            self.found.append(f"{path}: {what}")
-            return path
-        if self.write and self.ready:
-            try:
-                text = content()
-                text = text if isinstance(text, str) else "".join(f"{line}\n" for line in text)
-            except (ValueError, OSError) as error:
-                self.missing.append(f"{path} cannot be made: {error}")
-                return path
-            with atomic_path(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        if self.ready:
-            self.made.append(f"{path}: {what}")
-        return path
-
-    def of_s3prl(self, name: str, own: str, what: str, remedy: str) -> Path | None:
-        """Return a list that s3prl's clone brings and its wheel does not, or the user's own of the bench file.
-
-        Args:
-            name: Its place in s3prl.
-            own: Its name in the bench file's `corpora`.
-            what: In words.
-            remedy: What to do if it is nowhere.
-        """
-        given = self.bench.corpora.get(own)
-        if given is not None:
-            if given.is_file():
-                self.found.append(f"{given}: {what}")
-                return given
-            self.missing.append(f"{own}: {given} does not exist: {what}")
-            return None
-        path = s3prl_folder(self.bench.s3prl) / name
-        if path.is_file():
-            self.found.append(f"{path}: {what}")
-            return path
-        self.missing.append(f"{what} is missing, s3prl's wheel has none: {remedy}")
-        return None
+_EMOTIONS = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}
 
 
 def survey(bench: Bench, task: Task, *, write: bool = False) -> Site:
@@ -152,7 +54,7 @@ def survey(bench: Bench, task: Task, *, write: bool = False) -> Site:
         write: Make files; otherwise only say which would be made.
     """
     site = Site(bench, task, write)
-    # Lists made of other corpora would answer for these.
+    # Lists that were made from other corpora would be taken for those of these.
     stamp = site.folder / ".corpora.json"
     corpora = json.dumps({name: str(path) for name, path in sorted(bench.corpora.items())})
     if write and not (stamp.is_file() and stamp.read_text(encoding="utf-8") == corpora):
@@ -170,7 +72,9 @@ _LIBRISPEECH = {"train": "train-clean-100", "dev": "dev-clean", "test": "test-cl
 
 def _librispeech(site: Site) -> Path | None:
     root = site.corpus("librispeech", "LibriSpeech with train-clean-100, dev-clean and test-clean (openslr.org/12)")
-    return root if root is not None and site.folders(root, _LIBRISPEECH.values()) else None
+    if root is None:
+        return None
+    return site.attempt(lambda: find_root(root, "LibriSpeech", list(_LIBRISPEECH.values())))
 
 
 def _pr(site: Site) -> None:
@@ -194,19 +98,23 @@ def _pr(site: Site) -> None:
     words = set() if done else _words_of(lexicons)
     for part, name in _LIBRISPEECH.items():
 
-        def table(name: str = name) -> Iterable[str]:
-            rows, unknown = ["wav_path,transcription"], set()
-            for audio, text in _transcripts(root, name):
-                unknown |= set(text.split()) - words
-                rows.append(f"{audio},{text}")
-            if unknown:
-                shown = ", ".join(sorted(unknown)[:_SHOWN])
-                raise ValueError(
-                    f"{root / name}: {len(unknown)} words are in no lexicon, {shown} among them; add them to a lexicon"
-                )
-            return rows
+        def table(name: str = name) -> list[str]:
+            return _phone_table(root, name, words)
 
         site.make(site.folder / f"{part}.csv", f"files and transcriptions of {name}", table)
+
+
+def _phone_table(root: Path, part: str, words: set[str]) -> list[str]:
+    rows, unknown = ["wav_path,transcription"], set()
+    for audio, text in _transcripts(root, part):
+        unknown |= set(text.split()) - words
+        rows.append(f"{audio},{text}")
+    if unknown:
+        shown = ", ".join(sorted(unknown)[:3])
+        raise CorpusError(
+            f"{root / part}: {len(unknown)} words are in no lexicon, {shown} among them; add them to a lexicon"
+        )
+    return rows
 
 
 def _lexicons(site: Site) -> list[Path]:
@@ -239,15 +147,19 @@ def _asr(site: Site) -> None:
         return
     for name in _LIBRISPEECH.values():
 
-        def table(name: str = name) -> Iterable[str]:
-            files = [audio for audio, _ in _transcripts(root, name)]
-            frames = _frames(files, site.task.title)
-            order = sorted(range(len(files)), key=frames.__getitem__, reverse=True)
-            yield ",file_path,length,label"
-            for index, number in enumerate(order):
-                yield f"{index},{files[number].relative_to(root).as_posix()},{frames[number]},"
+        def table(name: str = name) -> Iterator[str]:
+            return _length_table(root, name, site.task.title)
 
         site.make(lengths / f"{name}.csv", f"lengths of {name}", table)
+
+
+def _length_table(root: Path, part: str, title: str) -> Iterator[str]:
+    files = [audio for audio, _ in _transcripts(root, part)]
+    frames = _frames(files, title)
+    order = sorted(range(len(files)), key=frames.__getitem__, reverse=True)
+    yield ",file_path,length,label"
+    for index, number in enumerate(order):
+        yield f"{index},{files[number].relative_to(root).as_posix()},{frames[number]},"
 
 
 def _transcripts(root: Path, part: str) -> Iterator[tuple[Path, str]]:
@@ -282,14 +194,19 @@ def _ks(site: Site) -> None:
     root = site.corpus("speech_commands", archive.format(""))
     test = site.corpus("speech_commands_test", archive.format("test_set_"))
     site.paths = {data + "speech_commands_root": str(root), data + "speech_commands_test_root": str(test)}
-    if root is not None and site.folders(root, (*_KS_CLASSES, "_background_noise_")):
-        count = sum(1 for _ in root.glob("*/*.wav"))
-        noises = list((root / "_background_noise_").glob("*.wav"))
-        if not noises:
-            site.missing.append(f"{root}/_background_noise_: no wav file, so that the class _silence_ is empty")
-        site.found.append(f"{root}: {count} files, {len(noises)} of noise")
-    if test is not None and site.folders(test, (*_KS_CLASSES, "_unknown_", "_silence_")):
-        site.found.append(f"{test}: {sum(1 for _ in test.glob('*/*.wav'))} files")
+    if root is not None:
+        found = site.attempt(lambda: list(speech_commands.read(root)))
+        if found is not None:
+            noises = sum(one.labels["word"] == speech_commands.NOISE for one in found)
+            if not noises:
+                site.missing.append(
+                    f"{root}/{speech_commands.NOISE}: no wav file, so that the class _silence_ is empty"
+                )
+            site.found.append(f"{root}: {len(found)} files, {noises} of noise")
+    if test is not None:
+        found = site.attempt(lambda: list(speech_commands.read(test, speech_commands.TEST_CLASSES)))
+        if found is not None:
+            site.found.append(f"{test}: {len(found)} files")
 
 
 def _qbe(site: Site) -> None:
@@ -297,25 +214,13 @@ def _qbe(site: Site) -> None:
     site.paths = {"downstream_expert.datarc.dataset_root": str(root)}
     if root is None:
         return
-    lists = [f"scoring/language_key_{name}.lst" for name in ("utterances", "dev", "eval")]
-    if not site.files(root, lists, "lists of languages"):
+    found = site.attempt(lambda: list(quesst14.read(root)))
+    if found is None:
         return
-    names = [
-        re.sub(r"^.*?/", "", line.split()[0])
-        for listing in lists
-        for line in (root / listing).read_text(encoding="utf-8").splitlines()
-        if line.split()[-1:] == ["nnenglish"]
-    ]
-    site.files(root, names, "English queries and documents")
+    english = [one.path.relative_to(root) for one in found if one.labels["language"] == "nnenglish"]
+    site.files(root, english, "English queries and documents")
     for split in ("dev", "eval"):
-        if quesst_truth(root, split) is None:
-            site.missing.append(f"{root}/scoring/groundtruth_quesst14_{split}: no .rttm file with the ground truth")
-
-
-def quesst_truth(root: Path, split: str) -> Path | None:
-    """Return QUESST's ground truth of a split, "dev" or "eval", or None."""
-    found = sorted((root / "scoring" / f"groundtruth_quesst14_{split}").glob("*.rttm"))
-    return found[0] if found else None
+        site.attempt(lambda split=split: quesst14.find_truth(root, split))
 
 
 # Speakers -----------------------------------------------------------------------------------------------------------
@@ -338,31 +243,25 @@ def _sid(site: Site) -> None:
     site.paths = {data + "file_path": str(root), data + "meta_data": str(listing)}
     if root is None or listing is None:
         return
-    rows = [line.split() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
-    places = [row[1] for row in rows]
-    lost = [place for place in places if not any((root / part / "wav" / place).is_file() for part in _parts(root))]
-    if lost:
-        site.missing.append(
-            f"{root}: {len(lost)} of {len(places)} files of the split are missing: {lost[0]}" + _more(lost)
-        )
-    else:
-        site.found.append(f"{root}: {len(places)} files of the split")
-    wrong = [
-        place for place in places if not re.match(r"id(1\d{4})/", place) or not 0 <= int(place[2:7]) - 10001 < 1251
-    ]
+    found = site.attempt(lambda: list(voxceleb.read_identification(root, listing)))
+    if found is None:
+        return
+    site.files(root, [one.path.relative_to(root) for one in found], "files of the split")
+    # s3prl takes the class from the number in the name.
+    wrong = [one.speaker for one in found if not _is_class(one.speaker or "")]
     if wrong:
         site.missing.append(f"{listing}: speakers must be id10001 to id11251, found {wrong[0]}")
 
 
-def _parts(root: Path) -> list[str]:
-    return [path.name for path in root.iterdir() if path.is_dir()]
+def _is_class(speaker: str) -> bool:
+    return bool(re.fullmatch(r"id1\d{4}", speaker)) and 0 <= int(speaker[2:]) - 10001 < 1251
 
 
 def _asv(site: Site) -> None:
     # A set of its own where there is one, as in the mini SUPERB, where identification knows all speakers.
     own = "voxceleb1_verification"
     root = _voxceleb1(site, own if own in site.bench.corpora else "voxceleb1")
-    trials = site.of_s3prl(
+    listing = site.of_s3prl(
         "downstream/sv_voxceleb1/voxceleb1_test_v2.txt",
         "voxceleb1_trials",
         "the trials of VoxCeleb1-O",
@@ -371,15 +270,15 @@ def _asv(site: Site) -> None:
     data = "downstream_expert.datarc."
     site.paths = {data + "file_path": str(root), data + "train_meta_data": None}
     # s3prl reads a dev list and, in its log, pairs the test list in any case: so dev is the test list, and never used.
-    site.paths |= {data + "dev_meta_data": str(trials), data + "test_meta_data": str(trials)}
-    if root is None or trials is None:
+    site.paths |= {data + "dev_meta_data": str(listing), data + "test_meta_data": str(listing)}
+    if root is None or listing is None:
         return
-    rows = [line.split() for line in trials.read_text(encoding="utf-8").splitlines() if line.strip()]
-    wrong = [row for row in rows if len(row) != 3 or row[0] not in "01"]
-    if wrong:
-        site.missing.append(f"{trials}: expected lines '1 file file' and '0 file file', found {' '.join(wrong[0])!r}")
+    folder = root / "test/wav"  # s3prl looks nowhere else
+    trials = site.attempt(lambda: voxceleb.read_trials(folder, listing))
+    if trials is None:
         return
-    site.files(root / "test/wav", sorted({place for row in rows for place in row[1:]}), "files of the trials")
+    paths = sorted({one.path.relative_to(folder) for trial in trials for one in (trial.one, trial.two)})
+    site.files(folder, paths, "files of the trials")
     table = asv_lengths(site.bench)
     if table.is_file():
         site.found.append(f"{table}: lengths without silence")
@@ -420,30 +319,27 @@ def _sd(site: Site) -> None:
     )
 
 
-def _table(path: Path) -> list[list[str]]:
-    return [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def _spk2utt(folder: Path) -> Iterable[str]:
+def _spk2utt(folder: Path) -> Iterator[str]:
     speakers: dict[str, list[str]] = {}
-    for utterance, speaker in _table(folder / "utt2spk"):
+    for utterance, speaker in read_table(folder / "utt2spk").items():
         speakers.setdefault(speaker, []).append(utterance)
     return (f"{speaker} {' '.join(utterances)}" for speaker, utterances in sorted(speakers.items()))
 
 
-def _reco2dur(folder: Path, title: str) -> Iterable[str]:
+def _reco2dur(folder: Path, title: str) -> Iterator[str]:
     import soundfile
 
-    rows = _table(folder / "wav.scp")
-    files = [Path(row[1]) for row in rows]
+    recordings = read_table(folder / "wav.scp")
+    files = [Path(path) for path in recordings.values()]
     frames = _frames(files, title)
-    rates = [soundfile.info(str(path)).samplerate for path in files[:1]]
-    return (f"{row[0]} {count / rates[0]:.6f}" for row, count in zip(rows, frames, strict=True))
+    rate = soundfile.info(str(files[0])).samplerate
+    return (f"{name} {count / rate:.6f}" for name, count in zip(recordings, frames, strict=True))
 
 
-def _rttm(folder: Path) -> Iterable[str]:
-    speakers = {row[0]: row[1] for row in _table(folder / "utt2spk")}
-    for utterance, recording, start, end in _table(folder / "segments"):
+def _rttm(folder: Path) -> Iterator[str]:
+    speakers = read_table(folder / "utt2spk")
+    for utterance, segment in read_table(folder / "segments").items():
+        recording, start, end = segment.split()
         length = float(end) - float(start)
         yield f"SPEAKER {recording} 1 {float(start):.3f} {length:.3f} <NA> <NA> {speakers[utterance]} <NA> <NA>"
 
@@ -455,17 +351,15 @@ def _er(site: Site) -> None:
     root = site.corpus("iemocap", "IEMOCAP with Session1 to Session5 (sail.usc.edu/iemocap)")
     data = "downstream_expert.datarc."
     site.paths = {data + "root": str(root), data + "meta_data": str(site.folder)}
-    sessions = [f"Session{number}" for number in range(1, 6)]
-    kinds = ("dialog/EmoEvaluation", "sentences/wav")
-    if root is None or not site.folders(root, [f"{session}/{kind}" for session in sessions for kind in kinds]):
+    if root is None:
         return
-    done = all(
-        (site.folder / session / f"{part}_meta_data.json").is_file()
-        for session in sessions
-        for part in ("train", "test")
-    )
-    utterances = {} if done else {session: _emotions(root, session) for session in sessions}
-    for session, found in utterances.items():
+    # The labels name utterances that some copies of the corpus lack.
+    utterances = site.attempt(lambda: [one for one in iemocap.read(root) if one.path.is_file()])
+    if utterances is None:
+        return
+    sessions = [f"Session{number}" for number in iemocap.SESSIONS]
+    rows = {session: [_emotion(root, one) for one in utterances if one.split == session] for session in sessions}
+    for session, found in rows.items():
         if not found:
             site.missing.append(f"{root / session}: no utterance with one of the four emotions")
     for session in sessions:
@@ -473,49 +367,33 @@ def _er(site: Site) -> None:
             chosen = [session] if part == "test" else [other for other in sessions if other != session]
 
             def table(chosen: list[str] = chosen) -> str:
-                rows = [row for name in chosen for row in utterances[name]]
-                return json.dumps({"labels": {"neu": 0, "hap": 1, "ang": 2, "sad": 3}, "meta_data": rows})
+                return json.dumps({"labels": _EMOTIONS, "meta_data": [row for name in chosen for row in rows[name]]})
 
             site.make(site.folder / session / f"{part}_meta_data.json", f"{part} list of {session}'s fold", table)
 
 
-def _emotions(root: Path, session: str) -> list[dict[str, str]]:
-    """Return a session's utterances that are neutral, happy (or excited), angry or sad."""
-    audio = {path.stem: path.relative_to(root).as_posix() for path in (root / session / "sentences/wav").rglob("*.wav")}
-    rows = []
-    for listing in sorted((root / session / "dialog/EmoEvaluation").glob("*.txt")):
-        for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
-            # [6.29 - 8.23]	Ses01F_impro01_F000	neu	[2.5000, 2.5000, 2.5000]
-            parts = [part for part in line.split("\t") if part]
-            if not line.startswith("[") or len(parts) < 3 or parts[1] not in audio:
-                continue
-            emotion = "hap" if parts[2] == "exc" else parts[2]
-            if emotion in ("neu", "hap", "ang", "sad"):
-                rows.append({"path": audio[parts[1]], "label": emotion, "speaker": parts[1].split("_")[0]})
-    return rows
+def _emotion(root: Path, one: Utterance) -> dict[str, str]:
+    # As s3prl's own lists have it, the speaker is the recording's, not who speaks.
+    path = one.path.relative_to(root).as_posix()
+    return {"path": path, "label": one.labels["emotion"], "speaker": one.id.split("_")[0]}
 
 
 def _ic(site: Site) -> None:
     root = site.corpus("fluent_speech_commands", "fluent_speech_commands_dataset, with data/ and wavs/")
     site.paths = {"downstream_expert.datarc.file_path": str(root)}
-    tables = [f"data/{part}_data.csv" for part in ("train", "valid", "test")]
-    if root is None or not site.files(root, tables, "tables"):
+    if root is None:
         return
-    paths, known = [], {}
-    for table in tables:
-        with open(root / table, encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file)
-            lost = {"path", "action", "object", "location"} - set(rows.fieldnames or ())
-            if lost:
-                site.missing.append(f"{root / table}: the column {sorted(lost)[0]} is missing")
-            else:
-                found = list(rows)
-                paths += [row["path"] for row in found]
-                values = {(slot, row[slot]) for row in found for slot in ("action", "object", "location")}
-                known = known or values
-                for slot, value in sorted(values - known)[:1]:
-                    site.missing.append(f"{root / table}: the {slot} {value!r} does not occur in {tables[0]}")
-    site.files(root, paths, "audio files")
+    found = site.attempt(lambda: list(fluent_speech_commands.read(root)))
+    if found is None:
+        return
+    values = {
+        split: {item for one in found if one.split == split for item in one.labels.items()}
+        for split in fluent_speech_commands.SPLITS
+    }
+    for split, own in values.items():
+        for slot, value in sorted(own - values["train"])[:1]:
+            site.missing.append(f"{root}/data: the {slot} {value!r} of {split} does not occur in train")
+    site.files(root, [one.path.relative_to(root) for one in found], "audio files")
 
 
 def _sf(site: Site) -> None:
@@ -523,18 +401,17 @@ def _sf(site: Site) -> None:
     site.paths = {"downstream_expert.corpus.path": str(root), "downstream_expert.text.slots_file": f"{root}/slots.txt"}
     characters = site.make(site.folder / "characters.txt", "characters", lambda: CHARACTERS)
     site.paths["downstream_expert.text.vocab_file"] = str(characters)
-    if root is None or not site.folders(root, ("train", "valid", "test")):
+    if root is None or not site.files(root, ("all.iob.snips.txt", "slots.txt"), "lists"):
         return
-    if not site.files(root, ("all.iob.snips.txt", "slots.txt"), "lists"):
+    found = site.attempt(lambda: list(snips.read(root)))
+    if found is None:
         return
-    lines = (root / "all.iob.snips.txt").read_text(encoding="utf-8").splitlines()
-    texts = {line.split(" ", 1)[0] for line in lines}
-    for part in ("train", "valid", "test"):
-        files = list((root / part).rglob("*.wav"))
-        known = sum(file.stem in texts for file in files)
+    for part in snips.SPLITS:
+        texts = [one.text for one in found if one.split == part]
+        known = sum(text is not None for text in texts)
         if not known:
-            site.missing.append(f"{root / part}: none of {len(files)} wav files has a text in all.iob.snips.txt")
-        site.found.append(f"{root / part}: {known} files with texts, {len(files) - known} without")
+            site.missing.append(f"{root / part}: none of {len(texts)} wav files has a text in all.iob.snips.txt")
+        site.found.append(f"{root / part}: {known} files with texts, {len(texts) - known} without")
 
 
 # Enhancement, separation, conversion --------------------------------------------------------------------------------
@@ -548,53 +425,48 @@ def _se(site: Site) -> None:
     site.paths = {f"{loader}{part}_dir": str(site.folder / part) for part in ("train", "dev", "test")}
     if root is None:
         return
-    folders = {}
-    for kind in ("clean", "noisy"):
-        for part, name in (("train", "trainset_28spk"), ("test", "testset")):
-            names = [f"{kind}_{name}_wav_16k", f"{kind}_{name}_wav"]
-            found = [root / one for one in names if (root / one).is_dir()]
-            if not found:
-                site.missing.append(f"{root}: the folder {names[0]} (or {names[1]}, at 16 kHz) is missing")
-            folders[kind, part] = found[0] if found else None
-    if None in folders.values():
+    found = site.attempt(lambda: list(voicebank.read(root)))
+    if found is None:
         return
-    for part in ("train", "dev", "test"):
-        for kind in ("clean", "noisy"):
-            files = sorted(folders[kind, "test" if part == "test" else "train"].glob("*.wav"))
-            dev = [path for path in files if path.stem.split("_")[0] in _VOICEBANK_DEV]
-            chosen = {"test": files, "dev": dev, "train": [path for path in files if path not in set(dev)]}[part]
-            if not chosen:
-                site.missing.append(f"{folders[kind, 'train']}: no file of {part}")
-            site.make(
-                site.folder / part / kind / "wav.scp",
-                f"{len(chosen)} {kind} files of {part}",
-                lambda chosen=chosen: (f"{path.stem} {path}" for path in chosen),
-            )
+    if not site.files(root, [one.parallel["clean"].relative_to(root) for one in found], "clean recordings"):
+        return
+    parts: dict[str, list[Utterance]] = {"train": [], "dev": [], "test": []}
+    for one in found:
+        held_out = "dev" if one.speaker in voicebank.VALID_SPEAKERS else "train"
+        parts["test" if one.split == "testset" else held_out].append(one)
+    for part, chosen in parts.items():
+        if not chosen:
+            site.missing.append(f"{root}: no recordings for {part}")
+        _wav_scp(site, part, "clean", {one.id: one.parallel["clean"] for one in chosen})
+        _wav_scp(site, part, "noisy", {one.id: one.path for one in chosen})
 
 
 def _ss(site: Site) -> None:
     root = site.corpus("libri2mix", "Libri2Mix, its folder wav16k/min with train-100, dev and test")
     loader = "downstream_expert.loaderrc."
     site.paths = {f"{loader}{part}_dir": str(site.folder / part) for part in ("train", "dev", "test")}
-    names = {"train": "train-100", "dev": "dev", "test": "test"}
-    kinds = ("mix_clean", "s1", "s2")
-    if root is None or not site.folders(root, [f"{name}/{kind}" for name in names.values() for kind in kinds]):
+    if root is None:
         return
-    for part, name in names.items():
-        stems = sorted(path.stem for path in (root / name / "mix_clean").glob("*.wav"))
-        if part == "dev" and len(stems) > _SS_DEV:  # s3prl validates on a thousand
-            stems = [stems[index * len(stems) // _SS_DEV] for index in range(_SS_DEV)]
-        for kind in kinds:
-            if site.files(
-                root / name / kind, [f"{stem}.wav" for stem in stems], "mixtures" if kind == "mix_clean" else kind
-            ):
-                site.make(
-                    site.folder / part / kind / "wav.scp",
-                    f"{len(stems)} files of {part}/{kind}",
-                    lambda stems=stems, kind=kind, name=name: (
-                        f"{stem} {root / name / kind / stem}.wav" for stem in stems
-                    ),
-                )
+    for part, name in (("train", "train-100"), ("dev", "dev"), ("test", "test")):
+        found = site.attempt(lambda name=name: list(libri2mix.read(root, [name])))
+        if found is None:
+            continue
+        if part == "dev" and len(found) > _SS_DEV:  # s3prl validates on a thousand
+            found = [found[index * len(found) // _SS_DEV] for index in range(_SS_DEV)]
+        kinds = {"mix_clean": {one.id: one.path for one in found}}
+        kinds |= {f"s{number}": {one.id: one.parallel[f"source_{number}"] for one in found} for number in (1, 2)}
+        for kind, paths in kinds.items():
+            what = "mixtures" if kind == "mix_clean" else f"recordings of {kind}"
+            if site.files(root, [path.relative_to(root) for path in paths.values()], f"{what} of {part}"):
+                _wav_scp(site, part, kind, paths)
+
+
+def _wav_scp(site: Site, part: str, kind: str, paths: Mapping[str, Path]) -> None:
+    site.make(
+        site.folder / part / kind / "wav.scp",
+        f"{len(paths)} files of {part}/{kind}",
+        lambda: (f"{name} {path}" for name, path in paths.items()),
+    )
 
 
 def _vc(site: Site) -> None:
@@ -607,36 +479,43 @@ def _vc(site: Site) -> None:
         data + "data_root": str(root), data + "lists_root": str(lists), data + "stats_root": str(site.folder / "stats"),
         "downstream_expert.trgspk": site.task.variants[0],
     }  # fmt: skip
-    # The challenge's numbers: 70 sentences to train on, of which s3prl validates on the last ten, and 25 to convert.
-    wanted = {
-        "E_train_list.txt": [f"E{number}" for number in range(10001, 10061)],
-        "E_dev_list.txt": [f"E{number}" for number in range(10061, 10071)],
-        "eval_list.txt": [f"E{number}" for number in range(30001, 30026)],
+    wanted = _sentences(site)
+    for name, sentences in wanted.items():
+        site.make(lists / name, f"{len(sentences)} sentences", lambda sentences=sentences: sentences)
+    if root is None:
+        return
+    targets = site.bench.variants.get("vc", list(site.task.variants))
+    found = site.attempt(lambda: list(vcc2020.read(root, [*vcc2020.SOURCE_SPEAKERS, *targets])))
+    if found is None:
+        return
+    spoken = {one.id for one in found}
+    training = [number for name in ("E_train_list.txt", "E_dev_list.txt") for number in wanted[name]]
+    for speaker in targets:
+        here = sum(f"{speaker}/{number}" in spoken for number in training)
+        if not here:
+            site.missing.append(
+                f"{root / speaker}: none of the {len(training)} sentences of the training lists is here"
+            )
+        site.found.append(f"{root / speaker}: {here} of {len(training)} sentences to train on")
+        references = [f"{speaker}/{number}.wav" for number in wanted["eval_list.txt"]]
+        site.files(root, references, f"references of {speaker}")
+    sources = [f"{speaker}/{number}.wav" for number in wanted["eval_list.txt"] for speaker in vcc2020.SOURCE_SPEAKERS]
+    site.files(root, sources, "sentences to convert")
+
+
+def _sentences(site: Site) -> dict[str, Sequence[str]]:
+    """Return the sentences of each of s3prl's lists: of 70 to train on, s3prl validates on the last ten."""
+    wanted: dict[str, Sequence[str]] = {
+        "E_train_list.txt": vcc2020.TRAINING_SENTENCES[:60],
+        "E_dev_list.txt": vcc2020.TRAINING_SENTENCES[60:],
+        "eval_list.txt": vcc2020.EVALUATION_SENTENCES,
     }
     clone = s3prl_folder(site.bench.s3prl) / "downstream/a2o-vc-vcc2020/data/lists"
     for name in wanted:
         given = site.bench.corpora.get("vcc2020_lists", clone) / name
         if given.is_file():
             wanted[name] = given.read_text(encoding="utf-8").split()
-        site.make(lists / name, f"{len(wanted[name])} sentences", lambda name=name: wanted[name])
-    targets = site.bench.variants.get("vc", list(site.task.variants))
-    if root is None or not site.folders(root, (*_SOURCE_SPEAKERS, *targets)):
-        return
-    for speaker in targets:
-        names = [
-            f"{speaker}/{number}.wav" for name in ("E_train_list.txt", "E_dev_list.txt") for number in wanted[name]
-        ]
-        here = sum((root / name).is_file() for name in names)
-        if not here:
-            site.missing.append(f"{root / speaker}: none of the {len(names)} sentences of the training lists is here")
-        site.found.append(f"{root / speaker}: {here} of {len(names)} sentences to train on")
-        site.files(root, [f"{speaker}/{number}.wav" for number in wanted["eval_list.txt"]], f"references of {speaker}")
-    sources = [f"{speaker}/{number}.wav" for number in wanted["eval_list.txt"] for speaker in _SOURCE_SPEAKERS]
-    site.files(root, sources, "sentences to convert")
-
-
-def _more(lost: Sequence[object]) -> str:
-    return " …" if len(lost) > _SHOWN else ""
+    return wanted
 
 
 _SURVEYS: Mapping[str, Callable[[Site], None]] = {

@@ -21,14 +21,13 @@ import numpy as np
 import soundfile
 import yaml
 
+from wavcube_plugins.data.corpora.vcc2020 import SOURCE_SPEAKERS, TARGET_SPEAKERS
 from wavcube_plugins.files import atomic_path
-from wavcube_plugins.superb.tasks import TARGET_SPEAKERS
 from wavcube_plugins.synthetic.espeak import PHONES, SILENCE
 from wavcube_plugins.synthetic.mini import KEYWORDS, make_mini, read_mini
 
 RATE = 16000
 BENCH_NAME = "bench.yaml"
-_SOURCES = ("SEF1", "SEF2", "SEM1", "SEM2")
 _VC_RATE = 24000
 
 
@@ -394,7 +393,7 @@ def _vcc2020(folder: Path, source: Path) -> None:
         _write(folder / "lists" / name, _lines(found))
     cast = make_speakers(8, 20, "vcc")
     women, men = (iter([one for one in cast if one.gender == gender]) for gender in "fm")
-    people = {name: next(women if name[2] == "F" else men) for name in (*_SOURCES, *TARGET_SPEAKERS)}
+    people = {name: next(women if name[2] == "F" else men) for name in (*SOURCE_SPEAKERS, *TARGET_SPEAKERS)}
     generator = random.Random(0)
     prompts = []
     with EspeakSynthesiser(sample_rate=_VC_RATE) as synthesiser:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from wavcube_plugins.data.corpora import quesst14
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.s3prl.shims import WHOLE, WORKERS
 from wavcube_plugins.superb import corpora, scoring, workspace
@@ -455,7 +456,7 @@ def _query(job: Job) -> Iterator[None]:
         def score(split: str = split, name: str = name) -> dict[str, Any]:
             scores = scoring.read_detections(job.exp / split / "benchmark.stdlist.xml")
             documents = {document for found in scores.values() for document in found}
-            truth = scoring.read_truth(corpora.quesst_truth(root, name), scores, documents)
+            truth = scoring.read_truth(quesst14.find_truth(root, name), scores, documents)
             return {"mtwv": 100 * scoring.maximum_term_weighted_value(scores, truth)}
 
         yield from job.compute(f"{split} mtwv", score)

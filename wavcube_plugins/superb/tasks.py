@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from wavcube_plugins.data.corpora import vcc2020
+
 _NUMBER = r"(-?(?:nan|inf|[0-9.]+(?:e[+-]?\d+)?))"
 
 # The protocol's grid; only the learning rate is tuned.
 LEARNING_RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 FOLDS = tuple(f"fold{number}" for number in range(1, 6))
-TARGET_SPEAKERS = ("TEF1", "TEF2", "TEM1", "TEM2")
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ TASKS = (
         ),
         Metric("mcd", "MCD dB", False),
         best="",
-        variants=TARGET_SPEAKERS,
+        variants=vcc2020.TARGET_SPEAKERS,
         variant_key="downstream_expert.trgspk",
         rule="mean of four target speakers, each at the step with the least MCD",
         packages={"h5py": "h5py", "librosa": "librosa", "pyworld": "pyworld", "sklearn": "scikit-learn"},

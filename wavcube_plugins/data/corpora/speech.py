@@ -16,5 +16,7 @@ def read(root: str | os.PathLike) -> Iterator[Utterance]:
         CorpusError: there is no such folder.
     """
     root = expect_folder(root, "the folder of your speech")
-    for path in find_audio(root):
-        yield Utterance(id=path.relative_to(root).with_suffix("").as_posix().replace("/", "--"), path=path)
+    return (
+        Utterance(id=path.relative_to(root).with_suffix("").as_posix().replace("/", "--"), path=path)
+        for path in find_audio(root)
+    )
