@@ -36,7 +36,7 @@ test: $(STAMP)  ## run all tests, offline, in $(WORKERS) processes
 test-fast: $(STAMP)  ## run the tests that take seconds
 	$(PYTEST) -m "not slow and not integration"
 
-lint: $(STAMP)  ## check style and formatting
+lint: $(STAMP)  ## check style, formatting, layers and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
