@@ -4,18 +4,17 @@ r"""Does a TTS model learn faster on the WavCube latent than on log-mel? The pap
     python benchmarks/tts_latent_vs_mel.py --out results/seen --seen --train 6 --speakers 2 --steps 240 --every 40 \
         --rate 2e-3 --warmup 20 --seeds 0 --text-layout filler
 
-The same flow-matching network (preset tiny, its text stretched over the frames) learns the same synthesised sentences
-(minidata, task `read`) in the same order with the same seeds, once as latents of WavCube-nano and once as log-mel with
-100 bands, both 50 frames per second and normalised per channel. At every evaluation:
+The same flow-matching network (preset tiny, text stretched over the frames) is trained on the same synthesised
+sentences in the same order with the same seeds, once on latents of WavCube-nano and once on log-mel spectrograms of 100
+bands, both at 50 frames per second and normalised per channel. Every evaluation measures
 
-* the validation loss: mean squared error of the predicted flow over held-out utterances, whose noise is the same every
-  time. The flow has variance 2 per channel in both cases, so 2 is what a model that knows nothing reaches;
-* the phone error of new sentences, by the project's own recogniser. They are spoken without a prompt: a model that
-  learnt from single sentences does not go on from one to the next. The latent becomes audible by nano's decoder,
-  log-mel by Griffin-Lim. With --seen both are measured on the training sentences themselves, as long as they were: a
-  few of them are learnt by heart in minutes.
+* the validation loss: mean squared error of the predicted flow on held-out utterances with fixed noise. The flow has
+  variance 2 per channel in both cases, so an untrained model has a loss of 2;
+* the phone error of new sentences, by the project's own recogniser. They are spoken without a prompt, because a model
+  trained on single sentences cannot continue one. Latents are decoded by nano, spectrograms by Griffin-Lim. With
+  --seen both are measured on the training sentences at their own lengths; a few of them are overfitted in minutes.
 
-Written to --out: `curves.json` and `loss.png`, `phone_error.png`. A stopped run goes on where its last evaluation was.
+Writes `curves.json`, `loss.png` and `phone_error.png` to --out. A stopped run resumes from its last evaluation.
 """
 
 from __future__ import annotations

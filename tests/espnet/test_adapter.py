@@ -297,7 +297,8 @@ def test_the_published_model_is_the_default(monkeypatch):
         asked.append(name)
         return load_model("tiny")
 
-    monkeypatch.setattr("wavcube_plugins.espnet.held.load_model", load)
+    for module in ("features", "frontend", "vocoder"):
+        monkeypatch.setattr(f"wavcube_plugins.espnet.{module}.load_model", load)
     WavCubeFeatsExtract(), WavCubeFrontend(), WavCubeVocoder()
     assert asked == ["wavcube"] * 3
     assert build_vocoder("wavcube", nn.Module(), "cpu").source == "wavcube"

@@ -7,12 +7,12 @@ from typing import Any
 from espnet2.tts.feats_extract.abs_feats_extract import AbsFeatsExtract
 from torch import Tensor
 
+from wavcube_plugins.checkpoints import load_model
 from wavcube_plugins.errors import InputError
 from wavcube_plugins.espnet.held import (
     HoldsWavCube,
     check_rate,
     ignore_filter_bank_options,
-    load_held,
     pass_latents,
     whole_lengths,
 )
@@ -56,7 +56,7 @@ class WavCubeFeatsExtract(HoldsWavCube, AbsFeatsExtract):
         super().__init__()
         if ignore_filter_bank_options(filter_bank_options, "feats_extract_conf"):
             fs = hop_length = None
-        wavcube = load_held(model, dtype, revision)
+        wavcube = load_model(model, dtype=dtype, revision=revision)
         check_rate(fs, wavcube, model)
         if hop_length is not None and hop_length != wavcube.hop_length:
             raise InputError(

@@ -10,12 +10,12 @@ import torch
 from espnet2.asr.frontend.abs_frontend import AbsFrontend
 from torch import Tensor, nn
 
+from wavcube_plugins.checkpoints import load_model
 from wavcube_plugins.errors import InputError
 from wavcube_plugins.espnet.held import (
     HoldsWavCube,
     check_rate,
     ignore_filter_bank_options,
-    load_held,
     pass_latents,
     remove_parts,
     whole_lengths,
@@ -72,7 +72,7 @@ class WavCubeFrontend(HoldsWavCube, AbsFrontend):
             raise InputError(f"trainable needs dtype float32, got {dtype}; for mixed precision use ESPnet's --use_amp")
         if ignore_filter_bank_options(filter_bank_options, "frontend_conf"):
             fs = None
-        wavcube = load_held(model, dtype, revision)
+        wavcube = load_model(model, dtype=dtype, revision=revision)
         check_rate(fs, wavcube, model)
         self.features, self.trainable, self.revision = features, trainable, revision
         self.layer_weights = None
@@ -154,7 +154,7 @@ class WavCubeFrontend(HoldsWavCube, AbsFrontend):
         if self.layer_weights is not None:
             nn.init.zeros_(self.layer_weights.data)
         if self.trainable:
-            fresh = load_held(self.source, "float32", self.revision)
+            fresh = load_model(self.source, revision=self.revision)
             remove_parts(fresh, self._removed())
             self.model.load_state_dict(fresh.state_dict())
             logging.info(f"frontend: restored the weights of {self.source} after initialisation")

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from wavcube_plugins.checkpoints import load_model
 from wavcube_plugins.errors import InputError
 from wavcube_plugins.models.lengths import length_mask
 from wavcube_plugins.models.wavcube import WavCube
@@ -18,8 +17,6 @@ _FILTER_BANK = frozenset(
     "n_fft win_length hop_length window center normalized onesided n_mels fmin fmax htk log_base apply_stft "
     "frontend_conf".split()
 )
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class HoldsWavCube(nn.Module):
@@ -92,17 +89,6 @@ class HoldsWavCube(nn.Module):
         super().train(mode)
         self.model.eval()
         return self
-
-
-def load_held(model: str, dtype: str, revision: str | None = None) -> WavCube:
-    """Load a model by the name and type in a configuration file.
-
-    Raises:
-        InputError: There is no such model, or no such type.
-    """
-    if dtype not in DTYPES:
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    return load_model(model, dtype=DTYPES[dtype], revision=revision)
 
 
 def remove_parts(model: WavCube, parts: Sequence[str]) -> None:

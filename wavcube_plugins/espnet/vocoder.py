@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wavcube_plugins.checkpoints import load_model
 from wavcube_plugins.errors import InputError
 from wavcube_plugins.espnet.features import WavCubeFeatsExtract
-from wavcube_plugins.espnet.held import HoldsWavCube, load_held
+from wavcube_plugins.espnet.held import HoldsWavCube
 
 # `--vocoder_file wavcube` is the decoder of the feature extractor's own model, `wavcube:SOURCE` that of another one.
 NAME = "wavcube"
@@ -36,7 +37,7 @@ class WavCubeVocoder(HoldsWavCube):
 
     def __init__(self, model: str = "wavcube", dtype: str = "float32", revision: str | None = None):
         super().__init__()
-        wavcube = load_held(model, dtype, revision)
+        wavcube = load_model(model, dtype=dtype, revision=revision)
         self.hold(wavcube, model, without=("wavlm", "restorer", "compressor.layers"))
 
     @property

@@ -13,16 +13,16 @@ from wavcube_plugins.models.decoder import Rotary
 from wavcube_plugins.models.layers import Linear, attend, mask_frames
 from wavcube_plugins.models.lengths import length_mask
 
-# The time of the flow, 0 … 1, is spread over the range of a diffusion model's steps.
+# Flow times, 0 … 1, are scaled to the range of a diffusion model's steps.
 _TIME_SCALE = 1000.0
 
 
 class TimeEmbedding(nn.Module):
-    """A sinusoid of the flow's time and a small network behind it.
+    """Sinusoidal embedding of the flow's time, followed by a small network.
 
     Args:
-        width: Of the sinusoid.
-        dim: Channels out.
+        width: Channels of the sinusoid.
+        dim: Channels of the output.
     """
 
     def __init__(self, width: int, dim: int):
@@ -32,7 +32,7 @@ class TimeEmbedding(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, time: Tensor) -> Tensor:
-        """Turn times (B,) in 0 … 1 into (B, C)."""
+        """Embed times (B,) in 0 … 1 as (B, C)."""
         half = self.width // 2
         steps = torch.arange(half, device=time.device, dtype=torch.float32)
         frequencies = torch.exp(steps * (-math.log(10000.0) / max(1, half - 1)))
@@ -42,12 +42,12 @@ class TimeEmbedding(nn.Module):
 
 
 class PositionConvolution(nn.Module):
-    """Two grouped convolutions with Mish, a residual that tells the transformer where it is.
+    """Convolutional position embedding: two grouped convolutions with Mish, residual.
 
     Args:
         dim: Channels.
-        kernel: In frames.
-        groups: Of the channels.
+        kernel: Kernel in frames; odd.
+        groups: Groups of channels.
     """
 
     def __init__(self, dim: int, kernel: int, groups: int):
@@ -55,7 +55,7 @@ class PositionConvolution(nn.Module):
         self.convs = nn.ModuleList(nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups) for _ in range(2))
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """Turn (B, L, C) into the same; lengths (B,) in frames, None if all are whole."""
+        """Transform (B, L, C) into the same shape; lengths (B,) in frames, None if all items are whole."""
         y = x
         for conv in self.convs:
             y = F.mish(conv(mask_frames(y, lengths).transpose(1, 2))).transpose(1, 2)  # (B, L, C)
@@ -63,7 +63,7 @@ class PositionConvolution(nn.Module):
 
 
 class DiTBlock(nn.Module):
-    """Self-attention and feed-forward block, both scaled, shifted and gated by the time; starts as the identity.
+    """Self-attention and feed-forward layer, both scaled, shifted and gated by the time; initialised to the identity.
 
     Args:
         config: Sizes.
@@ -85,13 +85,13 @@ class DiTBlock(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, time: Tensor, rotary: Rotary, mask: Tensor | None) -> Tensor:
-        """Turn (B, L, C) into the same.
+        """Transform (B, L, C) into the same shape.
 
         Args:
             x: (B, L, C).
-            time: The time's embedding after its SiLU, (B, C).
+            time: Embedding of the time after SiLU, (B, C).
             rotary: Tables of the rotary embedding.
-            mask: Zero or minus infinity for every key, (B, 1, 1, L), or None if all may be seen.
+            mask: Zero or minus infinity for every key, (B, 1, 1, L), or None if no key is masked.
         """
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self.modulation(time)[:, None].chunk(6, dim=-1)
         x = x + gate * self._attend(_modulate(x, shift, scale), rotary, mask)
@@ -111,13 +111,13 @@ class DiTBlock(nn.Module):
 
 
 class DiT(nn.Module):
-    """Predicts the flow from the noisy latent, the condition and the text.
+    """Predict the flow from the noisy latent, the condition and the text.
 
-    The output projection starts at zero. An item of a padded batch gives what it gives alone.
+    The output projection is initialised to zero. Results do not depend on padding or on other items of the batch.
 
     Args:
         config: Sizes.
-        latent_dim: D, channels of the latent.
+        latent_dim: Channels of the latent, D.
     """
 
     def __init__(self, config: FlowConfig, latent_dim: int):
@@ -137,9 +137,9 @@ class DiT(nn.Module):
         """Predict the flow.
 
         Args:
-            x: The latent on its way from noise, (B, L, D).
+            x: The noisy latent, (B, L, D).
             condition: The latent where it is known, zero elsewhere, (B, L, D).
-            text: From the text encoder, (B, L, text_dim).
+            text: Output of the text encoder, (B, L, text_dim).
             time: (B,), 0 is noise, 1 is the latent.
             lengths: (B,) frames, or None if all items are whole.
 

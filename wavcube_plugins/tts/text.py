@@ -33,11 +33,11 @@ class ResponseNorm(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """Depthwise convolution, LayerNorm and a feed-forward block with response normalisation, residual.
+    """A residual block of depthwise convolution, LayerNorm and a feed-forward layer with response normalisation.
 
     Args:
         dim: Channels.
-        kernel: Of the convolution, in tokens.
+        kernel: Kernel of the convolution, in tokens.
         factor: Hidden channels as a multiple of `dim`.
     """
 
@@ -50,19 +50,19 @@ class ConvNeXtBlock(nn.Module):
         self.down = Linear(factor * dim, dim)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Turn (B, N, C), zero beyond the lengths (B,), into the same."""
+        """Transform (B, N, C), zero beyond the lengths (B,), into the same shape."""
         y = self.norm(self.conv(x.transpose(1, 2)).transpose(1, 2))  # (B, N, C)
-        # The response counts tokens only: what the bias makes of padding must not reach its norm.
+        # The response is a norm over tokens: padding, where the bias is not zero, must not contribute.
         y = self.response_norm(mask_frames(F.gelu(self.up(y)), lengths))
         return mask_frames(x + self.down(y), lengths)
 
 
 class TextEncoder(nn.Module):
-    """Turns token ids into one vector per frame.
+    """Encode token ids as one vector per frame.
 
-    There is no alignment and no duration model; the transformer finds out by itself. As F5-TTS has it, the n-th token
-    stands at the n-th frame and the rest is filler, which is zero in and behind every block, so that the blocks work on
-    the tokens alone. With the layout `stretched` what they give is spread evenly over the frames instead.
+    There is no duration model; the transformer learns the alignment. As in F5-TTS, the n-th token is at the n-th frame
+    and the rest is filler, which is zero at the input and the output of every block, so that the blocks work on the
+    tokens alone. The layout `stretched` spreads their output evenly over the frames instead.
 
     Args:
         config: Sizes.
@@ -82,13 +82,13 @@ class TextEncoder(nn.Module):
         """Encode a batch of texts.
 
         Args:
-            tokens: Ids (B, N), from 0.
-            token_lengths: (B,) valid tokens, 0 … N; what follows is filler whatever the ids.
+            tokens: Ids (B, N), starting at 0.
+            token_lengths: (B,) valid tokens, 0 … N; the ids after them are ignored.
             frames: L.
             frame_lengths: (B,) frames of each item, over which the layout `stretched` spreads its text.
 
         Returns:
-            (B, L, C), zero at filler and, stretched, beyond the items' frames; tokens beyond the L-th are cut off.
+            (B, L, C), zero at filler or, if stretched, beyond the items' frames; tokens beyond the L-th are cut off.
         """
         count = min(tokens.shape[1], frames)
         lengths = token_lengths.clamp(max=count)
@@ -102,7 +102,7 @@ class TextEncoder(nn.Module):
             frame = torch.arange(frames, device=x.device)
             token = frame * lengths[:, None] // frame_lengths[:, None]  # (B, L)
             x = x.gather(1, token.clamp(max=count - 1)[..., None].expand(-1, -1, x.shape[2]))
-            # A text without tokens is zero already.
+            # A text without tokens is already zero.
             return mask_frames(x, frame_lengths)
         return F.pad(x, (0, 0, 0, frames - count))  # (B, L, C)
 

@@ -5,17 +5,17 @@
 #   local/data.sh --corpus mini                     # sentences synthesised by espeak-ng, a minute, no download
 #   local/data.sh --train train-clean-100,train-clean-360      # other parts of LibriSpeech
 #
-# From run.sh the same reads --local_data_opts "--train train-clean-100,train-clean-360".
+# With run.sh:  --local_data_opts "--train train-clean-100,train-clean-360".
 #
 #   --corpus      librispeech or mini                                (librispeech)
 #   --train       parts of LibriSpeech to train on                   (train-clean-100)
-#   --valid       and to validate on                                 (dev-clean)
-#   --test        and to recognise                                   (test-clean)
+#   --valid       for validation                                     (dev-clean)
+#   --test        for recognition                                    (test-clean)
 #   --mini_train  utterances of the mini corpus to train on          (400)
-#   --mini_valid  and to validate on                                 (20)
-#   --mini_test   and to recognise                                   (20)
+#   --mini_valid  for validation                                     (20)
+#   --mini_test   for recognition                                    (20)
 #   --speakers    speakers of the mini corpus                        (12)
-#   --datadir     where the folders go                               (data)
+#   --datadir     folder for the sets                                (data)
 #   --python      Python that has this package                       (python3)
 
 set -euo pipefail

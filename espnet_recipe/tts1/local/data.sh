@@ -5,17 +5,17 @@
 #   local/data.sh --corpus mini                     # sentences synthesised by espeak-ng, a minute, no download
 #   local/data.sh --train train-clean-100,train-clean-360      # other parts of LibriTTS
 #
-# From run.sh the same reads --local_data_opts "--train train-clean-100,train-clean-360".
+# With run.sh:  --local_data_opts "--train train-clean-100,train-clean-360".
 #
 #   --corpus      libritts or mini                                   (libritts)
-#   --train       parts of LibriTTS to train on                      (train-clean-100,train-clean-360,train-other-500)
-#   --valid       and to validate on                                 (dev-clean)
-#   --test        and to synthesise                                  (test-clean)
+#   --train       parts of LibriTTS for training                     (train-clean-100,train-clean-360,train-other-500)
+#   --valid       for validation                                     (dev-clean)
+#   --test        for synthesis                                      (test-clean)
 #   --mini_train  sentences of the mini corpus to train on, one to three of a speaker in an utterance  (1000)
-#   --mini_valid  and to validate on                                 (20)
-#   --mini_test   and to synthesise                                  (20)
+#   --mini_valid  for validation                                     (20)
+#   --mini_test   for synthesis                                      (20)
 #   --speakers    speakers of the mini corpus                        (12)
-#   --datadir     where the folders go                               (data)
+#   --datadir     folder for the sets                                (data)
 #   --python      Python that has this package                       (python3)
 
 set -euo pipefail
