@@ -12,23 +12,12 @@ import soundfile
 import torch
 from helpers.paths import GOLDEN
 
-from wavcube_plugins import audio, cli, load_model
+import wavcube_plugins
+from wavcube_plugins import audio, cli, errors, load_model
+from wavcube_plugins.cli import common, jobs
 from wavcube_plugins.config import WavCubeConfig
 
-COMMANDS = (
-    "encode",
-    "decode",
-    "reconstruct",
-    "extract",
-    "convert",
-    "manifest",
-    "export",
-    "info",
-    "compare",
-    "superb",
-    "install-s3prl",
-    "uninstall-s3prl",
-)
+COMMANDS = cli.COMMANDS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*UNTRAINED")
 
@@ -113,10 +102,37 @@ def test_help_and_mistakes_import_nothing_heavy():
         "              ['manifest', 'missing', 'a.jsonl'], ['export', 'missing', 'out'],\n"
         "              ['install-s3prl', '--folder', '/nowhere']):\n"
         "    main(words)\n"
-        "    assert not {'torch', 'numpy', 'tqdm'} & set(sys.modules), words\n"
+        "    assert not {'torch', 'numpy', 'tqdm', 'yaml', 'soundfile'} & set(sys.modules), words\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_one_command_imports_nothing_of_the_others(folder):
+    program = (
+        "import sys; from wavcube_plugins.cli import main\n"
+        "main(['encode', 'mono.wav', '--model', 'tiny'])\n"
+        "rooms = {name.split('.')[1] for name in sys.modules if name.startswith('wavcube_plugins.')}\n"
+        "assert not rooms & {'pretraining', 'evaluation', 's3prl', 'espnet', 'speechbrain'}, rooms\n"
+        "assert 'matplotlib' not in sys.modules and 'wavcube_plugins.superb.bench' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_documents_the_exit_codes(run):
+    run("--help")
+    listed = run.out.split("exit codes:\n")[1].split("\n\n")[0].splitlines()
+    assert [int(line.split()[0]) for line in listed] == [errors.OK, errors.FAILED, errors.BAD_INPUT, errors.INTERRUPTED]
+
+
+def test_without_a_model_it_says_which_one_it_takes(capsys, folder):
+    for words in (["encode", "mono.wav"], ["info"]):
+        assert cli.main(words) == 0
+        [line] = capsys.readouterr().err.splitlines()
+        assert "no --model given; using nano" in line
+    assert cli.main(["encode", "mono.wav", "--model", "nano"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -152,7 +168,7 @@ def test_without_a_command_it_lists_them(capsys):
 
 def test_version(run):
     run("--version")
-    assert run.out == f"wavcube {(Path(cli.__file__).parent / 'version.txt').read_text().strip()}\n"
+    assert run.out == f"wavcube {wavcube_plugins.__version__}\n"
 
 
 def test_the_installed_command_and_the_module_are_the_same(folder):
@@ -184,6 +200,21 @@ def test_what_nobody_expected_is_one_line_and_a_hint(run, folder, monkeypatch):
     assert "Traceback" in run.err
 
 
+def test_a_value_error_is_bad_input_only_where_it_says_so(run, folder, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("wavcube_plugins.models.wavcube.WavCube.encode", fail)
+    error = ValueError("not enough values to unpack")  # what a bug raises
+    run("encode", "mono.wav", code=1)
+    assert "ValueError: not enough values to unpack" in run.error and "WAVCUBE_DEBUG=1" in run.error
+    run("encode", "mono.wav", "stereo.flac", code=1)
+    assert "WAVCUBE_DEBUG=1" in run.error and "1 of 2" not in run.err
+    error = errors.InputError("mono.wav: of no use")
+    run("encode", "mono.wav", code=2)
+    assert run.error == "wavcube encode: error: mono.wav: of no use"
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried …"), MemoryError()])
 def test_too_little_memory_names_the_remedy(run, folder, monkeypatch, error):
     def fail(*_, **__):
@@ -205,6 +236,49 @@ def test_a_reader_that_has_gone_is_no_traceback(folder):
     process.stderr.close()
     assert process.wait(timeout=60) == 1
     assert "BrokenPipe" not in error and "Traceback" not in error
+
+
+def shell(command, **options):
+    """Run a shell command in which `wavcube` is the command of this checkout."""
+    program = f"wavcube() {{ '{sys.executable}' -m wavcube_plugins.cli \"$@\"; }}; {command}"
+    return subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=120, **options)
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_not_stop_the_work(folder, closed):
+    done = shell(f"wavcube encode mono.wav stereo.flac -o out --model tiny {closed}")
+    assert done.returncode == 0, done.stderr
+    for name in ("mono", "stereo"):
+        assert np.load(f"out/{name}.npy").shape[1] == 16
+    assert shell(f"wavcube encode missing.wav {closed}").returncode == 2
+    assert shell(f"wavcube info tiny {closed}").returncode == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["mono.wav", "out", "stereo.flac"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_stdout_is_one_line(folder):
+    done = shell("wavcube info tiny >/dev/full")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "wavcube info: error: no space left on device"
+    assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no pipes with names elsewhere")
+def test_pipes_are_read(folder, run):
+    run("encode", "mono.wav", "-o", "file.npy")
+    run("reconstruct", "mono.wav", "-o", "file.wav")
+    done = shell(
+        "wavcube encode <(cat mono.wav) -o pipe.npy --model tiny && cat mono.wav |"
+        "wavcube reconstruct /dev/stdin -o pipe.wav --model tiny"
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path("pipe.npy").read_bytes() == Path("file.npy").read_bytes()
+    assert Path("pipe.wav").read_bytes() == Path("file.wav").read_bytes()
+    done = shell("wavcube encode <(cat mono.wav) --model tiny")
+    assert done.returncode == 2 and "is a pipe; name the file for the result with --output" in done.stderr
+    done = shell("wavcube encode <(echo not audio) -o x.npy --model tiny")
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("wavcube encode: error: /dev/fd/")
+    assert "/tmp" not in done.stderr
 
 
 # encode, decode, reconstruct ------------------------------------------------------------------------------------------
@@ -310,7 +384,7 @@ def test_short_and_silent_audio_works(run, folder, samples):
 
 
 def test_long_recordings_show_their_progress(run, folder, monkeypatch):
-    monkeypatch.setattr(cli, "_LONG", 0.5)
+    monkeypatch.setattr(jobs, "LONG", 0.5)
     for words in (["encode", "mono.wav"], ["decode", "mono.npy"], ["reconstruct", "mono.wav", "--window", "0.8"]):
         run(*words)
         assert "100%" in run.err and "s of audio" in run.err
@@ -336,7 +410,7 @@ def _no_audio(folder):
 
 BAD_AUDIO = {
     "missing": (["missing.wav"], "missing.wav: no such file or folder"),
-    "folder without output": (["."], "is a folder; say with --output"),
+    "folder without output": (["."], "is a folder; name the folder for the results with --output"),
     "folder without audio": (["empty", "-o", "out"], "empty: no audio files in this folder"),
     "not audio": (["text.wav"], "text.wav: not readable as audio, format not recognised"),
     "empty file": (["zero.wav"], "zero.wav: not readable as audio"),
@@ -467,7 +541,7 @@ def test_extract_a_manifest_with_failures(run, folder):
 
 
 def test_extract_counts_notes_and_failures_beyond_the_first(run, folder, monkeypatch):
-    monkeypatch.setattr(cli, "_SHOWN", 3)
+    monkeypatch.setattr(common, "SHOWN", 3)
     lines = []
     for number in range(5):
         soundfile.write(f"{number}.wav", np.zeros((400, 2)), 16000)
@@ -543,7 +617,7 @@ def test_manifest_names_what_it_leaves_out(run, folder, monkeypatch):
     assert "wavcube: left out: b: text.wav: not readable as audio" in run.err.replace(f"{folder}/", "")
     assert "wavcube: left out: entry 4: list.scp, line 4: a command, which is not run" in run.err
     assert [json.loads(line)["id"] for line in Path("list.jsonl").read_text().splitlines()] == ["a", "e"]
-    monkeypatch.setattr(cli, "_SHOWN", 1)
+    monkeypatch.setattr(common, "SHOWN", 1)
     run("manifest", "list.scp", "list.jsonl", code=1)
     assert run.error == "wavcube manifest: error: 3 of 5 entries cannot be used, 2 more than shown"
 
@@ -789,6 +863,18 @@ def test_compare_prints_scores_and_saves_a_picture(run, speech):
     scores = json.loads(run.out)
     assert scores["stoi"] == pytest.approx(1, abs=1e-3) and scores["mel_distance"] == 0
     assert scores["picture"] == "pictures/same.svg" and Path("pictures/same.svg").is_file()
+
+
+def test_compare_leaves_the_folder_of_the_estimate_alone(run, speech):
+    Path("corpus").mkdir()
+    Path("worse.wav").rename("corpus/worse.wav")
+    run("compare", "speech.wav", "corpus/worse.wav")
+    assert Path("worse.comparison.png").is_file()
+    Path("pictures").mkdir()
+    run("compare", "speech.wav", "corpus/worse.wav", "-o", "pictures")
+    run("compare", "speech.wav", "corpus/worse.wav", "--output", "pictures/own.svg")
+    assert sorted(path.name for path in Path("pictures").iterdir()) == ["own.svg", "worse.comparison.png"]
+    assert [path.name for path in Path("corpus").iterdir()] == ["worse.wav"]
 
 
 def test_compare_prints_scores_whatever_becomes_of_the_picture(run, speech):

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from wavcube_plugins.checkpoints import CheckpointError
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.models.wavcube import WavCube
 from wavcube_plugins.pretraining import runs
@@ -113,7 +114,7 @@ def check_scores(scores: object) -> list[dict[str, float | str]]:
         return [{"metric": name, "score": value} for name, value in scores.items()]
     if isinstance(scores, Mapping) and scores and all(map(plain, scores.values())):
         return [{"test set": name, **values} for name, values in scores.items()]
-    raise ValueError(
+    raise InputError(
         'scores must be an object such as {"STOI": 0.97} or {"test-clean": {"STOI": 0.97}}, with numbers or text alone'
     )
 

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wavcube_plugins.errors import FAILED, OK, InputError
+
 if TYPE_CHECKING:
     from wavcube_plugins.superb.bench import Bench
     from wavcube_plugins.superb.corpora import Site
     from wavcube_plugins.superb.running import Job
-
-OK, FAILED = 0, 1
 
 EXAMPLE = """\
 title: SUPERB
@@ -88,7 +88,7 @@ def add_subcommands(command: argparse.ArgumentParser, parser_class: type[argpars
 def main(arguments: argparse.Namespace) -> int:
     """Run a subcommand; errors are raised for `wavcube` to explain."""
     if getattr(arguments, "act", None) is None:
-        raise ValueError("name an action: plan, prepare, run, collect, score or mini (see wavcube superb --help)")
+        raise InputError("name an action: plan, prepare, run, collect, score or mini (see wavcube superb --help)")
     return arguments.act(arguments)
 
 
@@ -119,9 +119,9 @@ def _runs(bench: Bench, arguments: argparse.Namespace) -> list:
     try:
         rates = [float(rate) for rate in _names(arguments.lr)] if arguments.lr else None
     except ValueError as error:
-        raise ValueError(f"--lr takes numbers, got {arguments.lr!r}") from error
+        raise InputError(f"--lr takes numbers, got {arguments.lr!r}") from error
     if rates and any(not rate > 0 for rate in rates):
-        raise ValueError(f"--lr takes numbers above 0, got {arguments.lr!r}")
+        raise InputError(f"--lr takes numbers above 0, got {arguments.lr!r}")
     return make_runs(bench, sweep=arguments.sweep, rates=rates)
 
 
@@ -196,7 +196,7 @@ def _execute(bench: Bench, runs: Sequence, jobs: int | None, gpus: Sequence[str]
         for sentence in site.missing:
             print(f"{site.task.name.upper()} is left out: {sentence}", file=sys.stderr)
     if not ready:
-        raise ValueError("no task can run: its corpora are missing; see wavcube superb prepare")
+        raise InputError("no task can run: its corpora are missing; see wavcube superb prepare")
     set_up(bench)
     configs = {task.name: bench.write_config(task, sites[task.name].paths) for task in ready}
     runs = [run for run in runs if run.task.name in configs]
@@ -283,12 +283,12 @@ def _score(arguments: argparse.Namespace) -> int:
     if arguments.between:
         names = _names(arguments.between)
         if len(names) != 2:
-            raise ValueError(f"--between takes two rows, got {arguments.between!r}")
+            raise InputError(f"--between takes two rows, got {arguments.between!r}")
         fbank, sota, source = constants_of(table, *names)
         others = {}
     else:
         if not bench.published and arguments.constants is None:
-            raise ValueError(
+            raise InputError(
                 "this bench is not comparable with published results; name two of its own rows with --between ZERO,ONE"
             )
         fbank, sota, source = read_constants(arguments.constants)

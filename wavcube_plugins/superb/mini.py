@@ -22,6 +22,7 @@ import soundfile
 import yaml
 
 from wavcube_plugins.data.corpora.vcc2020 import SOURCE_SPEAKERS, TARGET_SPEAKERS
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.synthetic.espeak import PHONES, SILENCE
 from wavcube_plugins.synthetic.mini import KEYWORDS, make_mini, read_mini
@@ -84,7 +85,7 @@ def make(folder: Path, *, short: bool = False, progress: bool = True) -> Path:
     if path.is_file():
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or found.get("title") != title:
-            raise ValueError(f"{path}: is not the bench file of the {title}; take a new folder")
+            raise InputError(f"{path}: is not the bench file of the {title}; take a new folder")
     sets = {}
     for name, size in sizes.items():
         sets[name] = folder / "speech" / name

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from wavcube_plugins.data.corpora import quesst14
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.s3prl.shims import WHOLE, WORKERS
 from wavcube_plugins.superb import corpora, scoring, workspace
@@ -66,14 +67,14 @@ def make_slots(device: str, jobs: int | None = None, gpus: Sequence[str] = ()) -
         gpus: Numbers or names of GPUs, one place each; by default the one that is visible.
 
     Raises:
-        ValueError: no number of jobs, or options that would do nothing together.
+        InputError: no number of jobs, or options that would do nothing together.
     """
     if jobs is not None and jobs < 1:
-        raise ValueError(f"--jobs must be at least 1, got {jobs}")
+        raise InputError(f"--jobs must be at least 1, got {jobs}")
     if gpus and device == "cpu":
-        raise ValueError("--gpus does nothing on the device cpu; take --device cuda, or --jobs")
+        raise InputError("--gpus does nothing on the device cpu; take --device cuda, or --jobs")
     if gpus and jobs:
-        raise ValueError("--jobs does nothing beside --gpus, which gives every GPU one run at a time; leave one out")
+        raise InputError("--jobs does nothing beside --gpus, which gives every GPU one run at a time; leave one out")
     cores = os.cpu_count() or 1
     if os.environ.get("OMP_NUM_THREADS", "").isdecimal():  # what the user allows to each
         cores = min(cores, int(os.environ["OMP_NUM_THREADS"]) * (jobs or 1))

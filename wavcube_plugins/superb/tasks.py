@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from wavcube_plugins.data.corpora import vcc2020
+from wavcube_plugins.errors import InputError
 
 _NUMBER = r"(-?(?:nan|inf|[0-9.]+(?:e[+-]?\d+)?))"
 
@@ -250,9 +251,9 @@ def find_tasks(names) -> list[Task]:
     """Return tasks by their names, in the table's order.
 
     Raises:
-        ValueError: there is no such task.
+        InputError: there is no such task.
     """
     unknown = [name for name in names if name not in BY_NAME]
     if unknown:
-        raise ValueError(f"no task {unknown[0]!r}; there are {', '.join(BY_NAME)}")
+        raise InputError(f"no task {unknown[0]!r}; there are {', '.join(BY_NAME)}")
     return [task for task in TASKS if task.name in names]
