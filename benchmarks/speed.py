@@ -29,8 +29,8 @@ import torch
 from tqdm import tqdm
 
 from wavcube_plugins import WavCube, WavCubeConfig
-from wavcube_plugins.models.layers import linear
 from wavcube_plugins.models.lengths import pad_batch
+from wavcube_plugins.models.products import linear
 
 BATCH_SECONDS = (10.0, 9.1, 7.4, 6.0, 4.7, 3.3, 2.2, 1.1)
 

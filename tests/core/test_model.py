@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,9 +11,12 @@ import torchaudio
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import wavcube_plugins.models.layers as layers
-import wavcube_plugins.models.wavlm as wavlm_module
+import wavcube_plugins.models.products as products
+import wavcube_plugins.models.relative_attention as relative_attention
 from wavcube_plugins import WavCube, WavCubeConfig, load_model
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.models.decoder import InverseSTFT, Rotary, Window
+from wavcube_plugins.models.interface import SpeechCodec
 from wavcube_plugins.models.lengths import pad_batch
 from wavcube_plugins.models.wavlm import WavLM
 
@@ -147,7 +152,7 @@ def test_blocks_change_nothing(golden_model, monkeypatch):
     with torch.inference_mode():
         expected, _ = golden_model.encode(waveforms, lengths)
         monkeypatch.setitem(layers.BLOCK_ELEMENTS, "cpu", 1000)
-        monkeypatch.setattr(wavlm_module, "QUERY_ROWS", 7)
+        monkeypatch.setattr(relative_attention, "QUERY_ROWS", 7)
         monkeypatch.setattr(layers, "CPU_SCORES", 1)
         monkeypatch.setattr(layers, "CPU_ROWS", 7)
         monkeypatch.setattr(layers, "CPU_FRAMES", 1)
@@ -161,7 +166,7 @@ def test_the_way_of_attending_changes_nothing(golden_model, monkeypatch, fast):
     """The products of oneDNN and the plain ones, which processors without AVX-512 take, agree with training's."""
     waveforms, lengths = pad_batch([0.1 * torch.randn(30000), 0.1 * torch.randn(9000)])
     if not fast:
-        monkeypatch.setattr(layers, "_onednn_linear", lambda: None)
+        monkeypatch.setattr(products, "_onednn", lambda form: None)
     with torch.inference_mode():
         latent, frames = golden_model.encode(waveforms, lengths)
         sound, _ = golden_model.decode(latent, frames)
@@ -221,7 +226,7 @@ def test_relative_positions_are_torchaudios(buckets, distance, frames):
         8, 2, has_relative_attention_bias=True, num_buckets=buckets, max_distance=distance
     )
     expected = reference.compute_bias(frames, frames)
-    positions = wavlm_module.RelativePositions(reference.rel_attn_embed.weight, frames, distance)
+    positions = relative_attention.RelativePositions(reference.rel_attn_embed.weight, frames, distance)
     gate = torch.ones(1, 2, frames, 1)
     bias = positions.gated(gate, slice(None), slice(None), None)
     assert torch.equal(bias[0].flip(-1), expected)
@@ -445,3 +450,30 @@ def test_an_inner_layer_passes_one_more_layer_norm():
 def test_properties(golden_model):
     assert (golden_model.sample_rate, golden_model.hop_length) == (16000, 320)
     assert (golden_model.frame_rate, golden_model.latent_dim) == (50.0, 16)
+
+
+def test_the_model_offers_the_interface(golden_model):
+    assert isinstance(golden_model, SpeechCodec)
+    assert golden_model.window_samples(1) == 400 and golden_model.window_samples(3) == 1040
+
+
+def test_unknown_layers_are_named(golden_model):
+    for layer in (5, -2, 100):
+        with pytest.raises(InputError, match=rf"layer must lie in -1 … 4, got {layer}"):
+            golden_model.wavlm(torch.zeros(1, 8000), layer=layer)
+
+
+def test_the_network_needs_neither_audio_files_nor_toolkits():
+    code = (
+        "import sys, pkgutil, importlib\n"
+        # Importing these now fails. (torchaudio looks for soundfile as well, and does without it.)
+        "for name in ('soundfile', 's3prl', 'espnet2', 'speechbrain', 'huggingface_hub', 'safetensors'):\n"
+        "    sys.modules[name] = None\n"
+        "import torch, wavcube_plugins.models as models\n"
+        "for module in pkgutil.iter_modules(models.__path__):\n"
+        "    importlib.import_module(f'wavcube_plugins.models.{module.name}')\n"
+        "assert 'wavcube_plugins.audio' not in sys.modules\n"
+        "from wavcube_plugins import WavCube, WavCubeConfig\n"
+        "WavCube(WavCubeConfig.preset('tiny')).encode(torch.randn(1, 4000))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wavcube_plugins.config import BottleneckConfig, WavLMConfig
-from wavcube_plugins.models.layers import Linear, linear, mask_frames
+from wavcube_plugins.models.layers import Linear, mask_frames
 from wavcube_plugins.models.lengths import length_mask
+from wavcube_plugins.models.products import linear
 from wavcube_plugins.models.wavlm import encoder_layers, relative_positions
 
 # Bound of the logarithm of the VAE's variance, either way (paper, ablation of the bottleneck).
@@ -16,7 +19,7 @@ MAX_LOG_VARIANCE = 12.0
 
 
 class _Projection(nn.Sequential):
-    """MLP of one hidden layer, GELU, and a LayerNorm behind it."""
+    """MLP of one hidden layer with a GELU, followed by a LayerNorm."""
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, extra_dim: int = 0):
         super().__init__(
@@ -26,13 +29,22 @@ class _Projection(nn.Sequential):
             nn.LayerNorm(out_dim, eps=1e-6),
         )
 
+    @property
+    def norm(self) -> nn.LayerNorm:
+        return cast(nn.LayerNorm, self[3])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.norm.weight.dtype
+
     def mlp(self, x: Tensor) -> Tensor:
-        """Return what the LayerNorm is to take, and behind it the channels it leaves alone."""
-        first, _, second, _ = self
+        """Return the input of the LayerNorm, followed by the extra channels, which it does not normalise."""
+        first, second = cast(Linear, self[0]), cast(Linear, self[2])
         return second(linear(x, first.weight, first.bias, gelu=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self[3](self.mlp(x))
+        return self.norm(self.mlp(x))
 
 
 class FrameDownsampler(nn.Module):
@@ -153,7 +165,7 @@ class Compressor(_Adapter):
         x = self.projection.mlp(self._run_layers(features, lengths))
         if self.downsampler is not None:
             x = self.downsampler(x, lengths)
-        norm = self.projection[3]
+        norm = self.projection.norm
         if self.config.kind != "vae":
             return norm(x), None
         mean, log_variance = x.chunk(2, dim=-1)

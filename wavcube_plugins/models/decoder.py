@@ -15,11 +15,11 @@ from wavcube_plugins.models.layers import (
     attend,
     cpu_attention,
     has_cpu_attention,
-    linear,
     mask_frames,
     windowed,
 )
 from wavcube_plugins.models.lengths import length_mask
+from wavcube_plugins.models.products import linear
 
 # Queries that a windowed layer handles together: large enough for efficient products, small enough that few of the
 # keys beside them lie outside the window.

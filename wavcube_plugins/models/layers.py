@@ -7,20 +7,18 @@ B batch, T samples, L frames, C channels, H heads, D channels of a head, Q queri
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wavcube_plugins.models.lengths import length_mask
+from wavcube_plugins.models.products import has_fast_products, linear, linear_add
 
 # Elements of the largest temporary an attention block or a stretch of the conv stem may hold. On a CPU it should stay
 # in the last-level cache; on a GPU it should be large enough to fill the card.
 BLOCK_ELEMENTS = {"cpu": 8 << 20, "cuda": 256 << 20}
-
-# Rows from which on oneDNN's product is the faster one: it reorders the weights at every call.
-ONEDNN_ROWS = 96
 
 # `cpu_attention` holds about so many scores at a time, small enough for the cache, but takes at least so many queries,
 # since oneDNN reorders the keys for each block of them; and it pays from so many frames.
@@ -32,58 +30,13 @@ def block_elements(device: torch.device) -> int:
     return BLOCK_ELEMENTS.get(device.type, BLOCK_ELEMENTS["cuda"])
 
 
-@lru_cache(maxsize=1)
-def _onednn_linear():
-    """Return oneDNN's matrix product with a fused activation, or None where PyTorch's own is at least as good.
-
-    `F.linear` in float32 goes to MKL, which uses AVX-512 on Intel processors only; oneDNN uses it wherever it exists
-    and was measured 1.8 times faster on an AMD Zen 5. The operator is the one that `torch.compile` emits.
-    """
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
-        return None
-    operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if operator is None:
-        return None
-    try:
-        x = torch.ones(2, 4)
-        same = torch.allclose(operator(x, x, torch.ones(2), "gelu", [], "none"), F.gelu(F.linear(x, x, torch.ones(2))))
-    except (RuntimeError, TypeError):
-        return None
-    return operator if same else None
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
-    """Return x @ weight.T + bias, with an exact GELU behind it if wanted, by the fastest way there is.
-
-    Args:
-        x: (..., C_in).
-        weight: (C_out, C_in).
-        bias: (C_out,) or None.
-        gelu: Apply the activation.
-
-    Returns:
-        (..., C_out).
-    """
-    inference = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    if inference and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
-        operator = _onednn_linear()
-        # bfloat16 and float16 reach oneDNN through F.linear already.
-        enough = x.numel() >= ONEDNN_ROWS * x.shape[-1]
-        if operator is not None and enough and x.dtype == weight.dtype == torch.float32:
-            return operator(x, weight, bias, "gelu" if gelu else "none", [], "none" if gelu else "")
-    y = F.linear(x, weight, bias)
-    return F.gelu(y) if gelu else y
-
-
 def has_cpu_attention(x: Tensor) -> bool:
     """Whether `cpu_attention` can take queries like these, (B, H, L, D), and is faster than PyTorch's own kernel."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
     if x.shape[2] < CPU_FRAMES:
         return False
-    if x.dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return x.dtype == torch.float32 and _onednn_linear() is not None
+    return has_fast_products(x.dtype)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
@@ -162,11 +115,7 @@ def cpu_attention(
 
 def _scores(query: Tensor, key: Tensor, extra: Tensor | None) -> Tensor:
     """Return query @ key.T (Q, K), plus `extra` if there is one."""
-    if extra is None:
-        return linear(query, key)
-    if query.dtype == torch.float32:
-        return torch.ops.mkldnn._linear_pointwise(query, extra, key, None, "add")
-    return torch.addmm(extra, query, key.t())
+    return linear(query, key) if extra is None else linear_add(query, key, extra)
 
 
 class Linear(nn.Linear):
@@ -206,7 +155,7 @@ def mask_frames(x: Tensor, lengths: Tensor | None) -> Tensor:
 def windowed(x: Tensor, kernel: int, stride: int) -> Tensor:
     """Cut (B, L, C) into overlapping windows (B, L', kernel * C), without a copy where no gradient is wanted."""
     if x.requires_grad and torch.is_grad_enabled():
-        return _Windowed.apply(x, kernel, stride)
+        return cast(Tensor, _Windowed.apply(x, kernel, stride))
     return x.unfold(1, kernel, stride).transpose(2, 3).flatten(2)
 
 

@@ -108,7 +108,7 @@ class WavCube(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights, and so of the latent."""
-        return self.compressor.projection[0].weight.dtype
+        return self.compressor.projection.dtype
 
     def encode(
         self, waveforms: Tensor, lengths: Tensor | None = None, *, window_seconds: float | None = None
@@ -223,6 +223,19 @@ class WavCube(nn.Module):
         decoded = self.decoder(latent, None if masked is None else latent_lengths)
         reconstruction = fit_length(decoded, waveforms.shape[1], masked)
         return WavCubeOutput(features, latent, restored, frame_lengths, latent_lengths, reconstruction)
+
+    def window_samples(self, frames: int) -> int:
+        """Return how many samples the first so many latent frames cover."""
+        wavlm = self.config.wavlm
+        return (frames * self.config.bottleneck.frame_stride - 1) * wavlm.hop_length + wavlm.receptive_field
+
+    def encode_window(self, waveforms: Tensor) -> Tensor:
+        """Turn a piece (B, T) of waveforms from `prepare` into its latent (B, L, latent_dim)."""
+        return self.compressor(self.encoder_features(waveforms))
+
+    def decode_window(self, latent: Tensor) -> Tensor:
+        """Turn a piece (B, L, latent_dim) of a latent into its waveform (B, hop_length * L), float32."""
+        return self.decoder(latent)
 
     def frame_lengths(self, lengths: Tensor) -> Tensor:
         """Return how many latent frames (B,) waveforms of the given lengths (B,) in samples make; at least one."""
