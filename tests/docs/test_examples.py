@@ -6,6 +6,7 @@ cannot run here is preceded by `<!-- skip: next "why" -->`, which is not rendere
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -13,6 +14,7 @@ import sys
 from unittest import SkipTest
 
 import pytest
+import torch
 from helpers.paths import ROOT
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
@@ -76,3 +78,25 @@ def test_every_skipped_block_has_its_reason(page):
         if line.startswith("<!-- skip"):
             assert line.startswith('<!-- skip: next "'), f"{page.name}, line {number + 1}: {line}"
             assert lines[number + 2].startswith(CODE), f"{page.name}, line {number + 1}: no code block follows"
+
+
+def yaml_blocks(page):
+    return re.findall(r"^```yaml\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_the_bench_file_of_the_docs_can_be_read(tmp_path):
+    from wavcube_plugins.superb.bench import Bench
+
+    (block,) = yaml_blocks("docs/superb.md")
+    (tmp_path / "bench.yaml").write_text(block.replace("~/s3prl", str(tmp_path)), encoding="utf-8")
+    bench = Bench.read(tmp_path / "bench.yaml")
+    assert [task.name for task in bench.tasks] == ["pr", "asr", "sid", "asv"]
+    assert [row.label for row in bench.rows] == ["WavCube", "Fbank"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/speechbrain.md"])
+def test_the_lobe_of_the_docs_can_be_built(page):
+    from hyperpyyaml import load_hyperpyyaml
+
+    (block,) = yaml_blocks(page)
+    assert load_hyperpyyaml(block)["wavcube"](torch.randn(1, 16000)).shape == (1, 49, 32)

@@ -343,9 +343,9 @@ def test_other_wrong_input_is_one_sentence(tmp_path, capsys):
     assert "--jobs does nothing beside --gpus" in error_of("run", path, *both, capsys=capsys)
 
 
-def test_the_readmes_example_of_a_setting_can_be_used(tmp_path):
-    readme = ROOT / "README.md"
-    example = yaml.safe_load(re.search(r"`(settings: .+?)` \|", readme.read_text(encoding="utf-8"))[1])
+def test_the_documented_example_of_a_setting_can_be_used(tmp_path):
+    page = (ROOT / "docs" / "superb.md").read_text(encoding="utf-8")
+    example = yaml.safe_load(re.search(r"`(settings: .+?)` \|", page)[1])
     bench = Bench.read(bench_file(tmp_path, **example))
     ((name, values),) = example["settings"].items()
     assert bench.config(tasks.BY_NAME[name], {})["runner"]["total_steps"] == values["runner.total_steps"]
