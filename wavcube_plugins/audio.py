@@ -86,6 +86,7 @@ def read_audio(
     *,
     start: int = 0,
     num_frames: int | None = None,
+    channel: int | None = None,
 ) -> Tensor:
     """Read a file as one mono float32 waveform at the wanted sample rate.
 
@@ -95,15 +96,18 @@ def read_audio(
         start: First sample to read, counted at the file's own rate.
         num_frames: Samples to read, at the file's own rate; None reads to the end. Fewer come back where the file
             ends earlier.
+        channel: The channel to read, counted from 0; None averages all of them.
 
     Returns:
-        The waveform (T,), in -1 … 1. Several channels are averaged, with an `AudioWarning` that says so.
+        The waveform (T,), in -1 … 1. Where several channels are averaged, an `AudioWarning` says so.
 
     Raises:
         AudioError: unreadable, cut short, empty, or with samples that are not finite; the message names the file.
     """
     with _open(path) as file:
         rate, channels = file.samplerate, file.channels
+        if channel is not None and not 0 <= channel < channels:
+            raise AudioError(f"{path}: has {channels} channels, counted from 0, and no channel {channel}")
         available = file.frames - start
         if start and available <= 0:
             raise AudioError(f"{path}: ends at sample {file.frames}, before the wanted start at {start}")
@@ -121,7 +125,7 @@ def read_audio(
                 end = count + len(block)
                 if end > len(samples):
                     samples.resize(min(2 * end, wanted), refcheck=False)
-                samples[count:end] = block[:, 0] if channels == 1 else block.mean(axis=1)
+                samples[count:end] = block.mean(axis=1) if channel is None and channels > 1 else block[:, channel or 0]
                 count = end
         except soundfile.LibsndfileError as error:
             raise AudioError(f"{path}: broken or cut short, {_reason(error)}") from error
@@ -131,7 +135,7 @@ def read_audio(
         raise AudioError(f"{path}: cut short, {count} of {wanted} samples could be read")
     if not count:
         raise AudioError(f"{path}: has no samples")
-    if channels > 1:
+    if channels > 1 and channel is None:
         warnings.warn(f"{path}: {channels} channels, mixed down to one", AudioWarning, stacklevel=2)
     samples.resize(count, refcheck=False)
     return resample(torch.from_numpy(samples), rate, sample_rate)

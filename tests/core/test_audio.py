@@ -293,3 +293,17 @@ def test_folders_are_searched_by_suffix(tmp_path):
     (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "corpus")
     found = [path.relative_to(tmp_path / "corpus").as_posix() for path in audio.find_audio(tmp_path / "corpus")]
     assert found == ["a/c.FLAC", "b.wav", "f.wav/g.mp3", "linked/h.ogg"]
+
+
+def test_one_channel_of_several(tmp_path):
+    samples = np.random.default_rng(0).normal(scale=0.1, size=(5000, 3)).astype(np.float32)
+    path = tmp_path / "three.wav"
+    soundfile.write(path, samples, 16000, "FLOAT")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for channel in range(3):
+            np.testing.assert_array_equal(audio.read_audio(path, channel=channel), samples[:, channel])
+        np.testing.assert_array_equal(audio.read_audio(path, start=100, num_frames=50, channel=2), samples[100:150, 2])
+    for channel in (3, -1):
+        with pytest.raises(AudioError, match=f"has 3 channels, counted from 0, and no channel {channel}"):
+            audio.read_audio(path, channel=channel)
