@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from wavcube_plugins import WavCube, WavCubeConfig, load_model
 from wavcube_plugins.checkpoints import CheckpointError, convert, save_model
-from wavcube_plugins.checkpoints.backbones import load_backbone
+from wavcube_plugins.checkpoints.backbones import load_backbone, save_backbone
 from wavcube_plugins.config import PRESETS
+from wavcube_plugins.errors import InputError
 
 
 @pytest.fixture
@@ -246,6 +247,70 @@ def test_broken_native_folders_are_one_sentence(golden_model, tmp_path):
     config.unlink()
     with pytest.raises(CheckpointError, match=r"expected config.json beside it, found none"):
         load_model(weights)
+
+
+def test_options_that_do_not_apply_are_refused(golden_model, golden_checkpoint, tmp_path):
+    save_model(golden_model, tmp_path / "native")
+    for source, options, message in (
+        (tmp_path / "native", {"config": "tiny"}, "has its own sizes in config.json; config is for Lightning files"),
+        (tmp_path / "native" / "model.safetensors", {"config": golden_model.config}, "has its own sizes"),
+        ("nano", {"config": "nano"}, "nano: has its own sizes"),
+        ("nano", {"revision": "main"}, "nano: is not on the hub, so revision 'main' does not apply"),
+        ("tiny", {"revision": "v2"}, "tiny: is not on the hub"),
+        (tmp_path / "native", {"revision": "v2"}, "native: is not on the hub"),
+        (golden_checkpoint, {"revision": "v2"}, "is not on the hub"),
+        (tmp_path / "native", {"config": "huge"}, "unknown preset 'huge'"),
+        (tmp_path / "native", {"dtype": "float15"}, "dtype must be one of float32, bfloat16, float16, got 'float15'"),
+        (tmp_path / "native", {"dtype": torch.int8}, "dtype must be one of .*, got torch.int8"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            load_model(source, **options)
+        assert "\n" not in str(caught.value)
+
+
+def test_types_are_given_by_name_as_well(golden_model, tmp_path):
+    save_model(golden_model, tmp_path / "model", dtype="float16")
+    assert load_file(tmp_path / "model" / "model.safetensors")["compressor.projection.0.weight"].dtype == torch.float16
+    assert load_model(tmp_path / "model", dtype="bfloat16").dtype == torch.bfloat16
+    assert load_model(tmp_path / "model", dtype=torch.float64).dtype == torch.float64
+    save_backbone(golden_model.wavlm, tmp_path / "backbone", dtype="bfloat16")
+    assert load_file(tmp_path / "backbone" / "model.safetensors")["encoder.transformer.layer_norm.weight"].dtype == (
+        torch.bfloat16
+    )
+    with pytest.raises(InputError, match="got 'half'"):
+        save_model(golden_model, tmp_path / "other", dtype="half")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs a file that opens and cannot be read")
+def test_a_file_that_cannot_be_read_is_not_called_truncated(golden_model, tmp_path):
+    (tmp_path / "unreadable.ckpt").symlink_to("/proc/self/mem")
+    with pytest.raises(CheckpointError, match=r"unreadable\.ckpt: cannot be read, input/output error"):
+        load_model(tmp_path / "unreadable.ckpt")
+    save_model(golden_model, tmp_path / "native")
+    (tmp_path / "native" / "model.safetensors").unlink()
+    (tmp_path / "native" / "model.safetensors").symlink_to("/proc/self/mem")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read"):
+        load_model(tmp_path / "native")
+
+
+def test_running_out_of_memory_is_not_called_truncated(official, tmp_path):
+    official["state_dict"]["feature_extractor.model.large"] = torch.zeros(100_000_000)
+    torch.save(official, tmp_path / "large.ckpt", _use_new_zipfile_serialization=False)
+    torch.save(official, tmp_path / "mapped.ckpt")
+    code = (
+        "import sys, resource, torch\n"
+        "from wavcube_plugins import load_model\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000,) * 2)\n"
+        "try:\n"
+        "    load_model(sys.argv[1])\n"
+        "except MemoryError as error:\n"
+        "    print('out of memory')"
+    )
+    for name in ("large.ckpt", "mapped.ckpt"):
+        command = [sys.executable, "-c", code, tmp_path / name]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "out of memory\n", name
 
 
 @pytest.mark.filterwarnings("ignore:.*UNTRAINED")
