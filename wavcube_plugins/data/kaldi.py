@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from wavcube_plugins.data.corpora import Utterance
+from wavcube_plugins.data.corpora import Record
 from wavcube_plugins.errors import InputError
 from wavcube_plugins.files import atomic_path
 
@@ -115,7 +115,7 @@ def read_folder(folder: str | os.PathLike) -> dict[str, Entry]:
     return {key: Entry(path, texts[key], speakers[key]) for key, path in paths.items()}
 
 
-def write_sets(data: str | os.PathLike, sets: Mapping[str, Iterable[Utterance]]) -> None:
+def write_sets(data: str | os.PathLike, sets: Mapping[str, Iterable[Record]]) -> None:
     """Write a data folder for each set of a corpus.
 
     Args:

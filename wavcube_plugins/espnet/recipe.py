@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from wavcube_plugins.data import kaldi
-from wavcube_plugins.data.corpora import Utterance, librispeech, libritts
+from wavcube_plugins.data.corpora import Record, librispeech, libritts
 from wavcube_plugins.errors import BAD_INPUT, OK, InputError
 from wavcube_plugins.espnet import preparation
 
@@ -96,7 +96,7 @@ def _add_corpus(sets: Mapping[str, Sequence[str]]) -> Callable[[argparse.Argumen
     return add
 
 
-def _run_corpus(read: Callable[[Path, Sequence[str]], Iterator[Utterance]]) -> Callable[[argparse.Namespace], None]:
+def _run_corpus(read: Callable[[Path, Sequence[str]], Iterator[Record]]) -> Callable[[argparse.Namespace], None]:
     def run(arguments: argparse.Namespace) -> None:
         # Commas, because run.sh splits what it passes to local/data.sh at spaces.
         parts = {name: getattr(arguments, name).replace(",", " ").split() for name in SETS}

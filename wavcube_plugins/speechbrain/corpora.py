@@ -19,7 +19,7 @@ from typing import Any
 
 from wavcube_plugins.data.corpora import (
     CorpusError,
-    Utterance,
+    Record,
     iemocap,
     libri2mix,
     librispeech,
@@ -54,7 +54,7 @@ def prepare_librispeech(
     """
     groups = {"train": list(train), "valid": list(valid), **{name: [name] for name in test}}
 
-    def entry(one: Utterance) -> Entry:
+    def entry(one: Record) -> Entry:
         return _entry(one, speaker=one.speaker, text=(one.text or "").lower())
 
     def make() -> dict[str, Iterator[Entry]]:
@@ -154,7 +154,7 @@ def prepare_slurp(
     Labels: text, intent {"scenario", "action"}, slots [[type, words], ...].
     """
 
-    def entry(one: Utterance) -> Entry:
+    def entry(one: Record) -> Entry:
         slots = [[kind, _plain(value)] for kind, value in one.labels["slots"]]
         intent = {name: one.labels[name] for name in ("scenario", "action")}
         return _entry(one, text=_plain(one.text or ""), intent=intent, slots=slots)
@@ -349,7 +349,7 @@ def _prepare(
     mark_prepared(data_folder, save_folder, names, **options)
 
 
-def _entry(utterance: Utterance, **labels: Any) -> Entry:
+def _entry(utterance: Record, **labels: Any) -> Entry:
     parallel = {name: str(path) for name, path in utterance.parallel.items()}
     return utterance.id, {"wav": str(utterance.path), **parallel, **labels}
 

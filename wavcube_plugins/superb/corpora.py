@@ -15,7 +15,7 @@ from pathlib import Path
 
 from wavcube_plugins.data.corpora import (
     CorpusError,
-    Utterance,
+    Record,
     fluent_speech_commands,
     iemocap,
     libri2mix,
@@ -372,7 +372,7 @@ def _er(site: Site) -> None:
             site.make(site.folder / session / f"{part}_meta_data.json", f"{part} list of {session}'s fold", table)
 
 
-def _emotion(root: Path, one: Utterance) -> dict[str, str]:
+def _emotion(root: Path, one: Record) -> dict[str, str]:
     # As s3prl's own lists have it, the speaker is the recording's, not who speaks.
     path = one.path.relative_to(root).as_posix()
     return {"path": path, "label": one.labels["emotion"], "speaker": one.id.split("_")[0]}
@@ -430,7 +430,7 @@ def _se(site: Site) -> None:
         return
     if not site.files(root, [one.parallel["clean"].relative_to(root) for one in found], "clean recordings"):
         return
-    parts: dict[str, list[Utterance]] = {"train": [], "dev": [], "test": []}
+    parts: dict[str, list[Record]] = {"train": [], "dev": [], "test": []}
     for one in found:
         held_out = "dev" if one.speaker in voicebank.VALID_SPEAKERS else "train"
         parts["test" if one.split == "testset" else held_out].append(one)

@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from wavcube_plugins.data.corpora.layout import CorpusError, Utterance, expect_file, expect_folder
+from wavcube_plugins.data.corpora.layout import CorpusError, Record, expect_file, expect_folder
 
 SPLITS = ("train", "valid", "test")
 SLOTS = ("action", "object", "location")
 
 
-def read(root: str | os.PathLike) -> Iterator[Utterance]:
+def read(root: str | os.PathLike) -> Iterator[Record]:
     """Return the utterances of train, valid and test; labels: action, object, location.
 
     Args:
@@ -29,7 +29,7 @@ def read(root: str | os.PathLike) -> Iterator[Utterance]:
     return (utterance for split, path in tables.items() for utterance in _walk(root, split, path))
 
 
-def _walk(root: Path, split: str, table: Path) -> Iterator[Utterance]:
+def _walk(root: Path, split: str, table: Path) -> Iterator[Record]:
     with table.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file)
         for name in ("path", *SLOTS):
@@ -38,7 +38,7 @@ def _walk(root: Path, split: str, table: Path) -> Iterator[Utterance]:
         for row in rows:
             if None in row.values():
                 raise CorpusError(f"{table}, line {rows.line_num}: has fewer values than columns")
-            yield Utterance(
+            yield Record(
                 id=Path(row["path"]).stem,
                 path=root / row["path"],
                 split=split,

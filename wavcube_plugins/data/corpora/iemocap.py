@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from wavcube_plugins.data.corpora.layout import Utterance, expect_folder
+from wavcube_plugins.data.corpora.layout import Record, expect_folder
 
 SESSIONS = (1, 2, 3, 4, 5)
 # The four classes that most papers use: excitement counts as happiness, and what is labelled otherwise is left out.
@@ -19,7 +19,7 @@ _LINE = re.compile(r"^\[[\d.]+ - [\d.]+\]\t(\S+)\t(\w+)\t")
 
 def read(
     root: str | os.PathLike, sessions: Iterable[int] = SESSIONS, classes: Mapping[str, str] = FOUR_CLASSES
-) -> Iterator[Utterance]:
+) -> Iterator[Record]:
     """Return the utterances with one of the wanted emotions; labels: emotion, session.
 
     Args:
@@ -39,7 +39,7 @@ def read(
     return (utterance for session, folder in folders.items() for utterance in _walk(root, session, folder, classes))
 
 
-def _walk(root: Path, session: int, labels: Path, classes: Mapping[str, str]) -> Iterator[Utterance]:
+def _walk(root: Path, session: int, labels: Path, classes: Mapping[str, str]) -> Iterator[Record]:
     name = f"Session{session}"
     for listing in sorted(path for path in labels.glob("*.txt") if not path.name.startswith(".")):
         # Comments of the annotators may be in any encoding; what is read here is ASCII.
@@ -48,7 +48,7 @@ def _walk(root: Path, session: int, labels: Path, classes: Mapping[str, str]) ->
             if not found or found[2] not in classes:
                 continue
             utterance = found[1]
-            yield Utterance(
+            yield Record(
                 id=utterance,
                 path=root / name / "sentences/wav" / listing.stem / f"{utterance}.wav",
                 split=name,

@@ -16,7 +16,7 @@ class CorpusError(InputError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Utterance:
+class Record:
     """One recording of a corpus.
 
     Args:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from wavcube_plugins.data.corpora.layout import Utterance, expect_folder
+from wavcube_plugins.data.corpora.layout import Record, expect_folder
 
 
 def read(
@@ -15,7 +15,7 @@ def read(
     *,
     version: str = "wav16k/min",
     mixtures: str = "mix_clean",
-) -> Iterator[Utterance]:
+) -> Iterator[Record]:
     """Return the mixtures of some parts, each with `source_1` and `source_2` in `parallel`.
 
     Args:
@@ -39,7 +39,7 @@ def read(
     return (utterance for part in parts for utterance in _walk(base / part, mixtures))
 
 
-def _walk(folder: Path, mixtures: str) -> Iterator[Utterance]:
+def _walk(folder: Path, mixtures: str) -> Iterator[Record]:
     for path in sorted((folder / mixtures).glob("*.wav")):
         sources = {f"source_{number}": folder / f"s{number}" / path.name for number in (1, 2)}
-        yield Utterance(id=path.stem, path=path, split=folder.name, parallel=sources)
+        yield Record(id=path.stem, path=path, split=folder.name, parallel=sources)

@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from wavcube_plugins.data.corpora.layout import CorpusError, Utterance, find_root, read_lines
+from wavcube_plugins.data.corpora.layout import CorpusError, Record, find_root, read_lines
 
 TRAIN = ("train-clean-100", "train-clean-360", "train-other-500")
 
 
-def read(root: str | os.PathLike, parts: Sequence[str]) -> Iterator[Utterance]:
+def read(root: str | os.PathLike, parts: Sequence[str]) -> Iterator[Record]:
     """Return the utterances of some parts, chapter by chapter; texts are in capitals, as published.
 
     Args:
@@ -25,7 +25,7 @@ def read(root: str | os.PathLike, parts: Sequence[str]) -> Iterator[Utterance]:
     return (utterance for part in parts for utterance in _walk(root / part))
 
 
-def _walk(folder: Path) -> Iterator[Utterance]:
+def _walk(folder: Path) -> Iterator[Record]:
     transcripts = sorted(folder.glob("*/*/*.trans.txt"))
     if not transcripts:
         raise CorpusError(f"{folder}: found no transcripts such as 19/198/19-198.trans.txt")
@@ -37,7 +37,7 @@ def _walk(folder: Path) -> Iterator[Utterance]:
                 raise CorpusError(f"{path}, line {number}: {name} has no text")
             # Copies in which the audio was converted to WAV are common.
             suffix = ".wav" if f"{name}.wav" in files and f"{name}.flac" not in files else ".flac"
-            yield Utterance(
+            yield Record(
                 id=name,
                 path=path.with_name(name + suffix),
                 split=folder.name,

@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from wavcube_plugins.data.corpora.layout import CorpusError, Utterance, find_root, read_text
+from wavcube_plugins.data.corpora.layout import CorpusError, Record, find_root, read_text
 
 TRAIN = ("train-clean-100", "train-clean-360", "train-other-500")
 
 
-def read(root: str | os.PathLike, parts: Sequence[str]) -> Iterator[Utterance]:
+def read(root: str | os.PathLike, parts: Sequence[str]) -> Iterator[Record]:
     """Return the utterances of some parts with their normalised texts, leaving out those whose text is empty.
 
     Args:
@@ -25,7 +25,7 @@ def read(root: str | os.PathLike, parts: Sequence[str]) -> Iterator[Utterance]:
     return (utterance for part in parts for utterance in _walk(root / part))
 
 
-def _walk(folder: Path) -> Iterator[Utterance]:
+def _walk(folder: Path) -> Iterator[Record]:
     paths = sorted(folder.glob("*/*/*.wav"))
     if not paths:
         raise CorpusError(f"{folder}: found no utterances such as 103/1240/103_1240_000000_000001.wav")
@@ -35,4 +35,4 @@ def _walk(folder: Path) -> Iterator[Utterance]:
             raise CorpusError(f"{text}: missing beside {path.name}; unpack LibriTTS {folder.name} again")
         # The name has speaker, chapter, paragraph and sentence.
         if words := read_text(text):
-            yield Utterance(id=path.stem, path=path, split=folder.name, speaker=path.stem.split("_")[0], text=words)
+            yield Record(id=path.stem, path=path, split=folder.name, speaker=path.stem.split("_")[0], text=words)

@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from wavcube_plugins.data.corpora.layout import CorpusError, Utterance, expect_file, expect_folder, read_lines
+from wavcube_plugins.data.corpora.layout import CorpusError, Record, expect_file, expect_folder, read_lines
 
 # The documents, and the queries of each split.
 LISTS = ("utterances", "dev", "eval")
 
 
-def read(root: str | os.PathLike) -> Iterator[Utterance]:
+def read(root: str | os.PathLike) -> Iterator[Record]:
     """Return the documents, whose split is utterances, and the queries of dev and eval; labels: language.
 
     Args:
@@ -29,14 +29,14 @@ def read(root: str | os.PathLike) -> Iterator[Utterance]:
     return (utterance for split, path in lists.items() for utterance in _walk(root, split, path))
 
 
-def _walk(root: Path, split: str, listing: Path) -> Iterator[Utterance]:
+def _walk(root: Path, split: str, listing: Path) -> Iterator[Record]:
     for number, line in read_lines(listing):
         fields = line.split()
         # The lists name files from the folder above.
         _, slash, place = fields[0].partition("/")
         if len(fields) < 2 or not slash:
             raise CorpusError(f"{listing}, line {number}: expected 'quesst14/Audio/<name>.wav <language>'")
-        yield Utterance(id=Path(place).stem, path=root / place, split=split, labels={"language": fields[-1]})
+        yield Record(id=Path(place).stem, path=root / place, split=split, labels={"language": fields[-1]})
 
 
 def find_truth(root: str | os.PathLike, split: str) -> Path:

@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from wavcube_plugins.data.corpora.layout import CorpusError, Utterance, expect_file, expect_folder, read_lines
+from wavcube_plugins.data.corpora.layout import CorpusError, Record, expect_file, expect_folder, read_lines
 
 _AUDIO = {"train": "slurp_real", "devel": "slurp_real", "test": "slurp_real", "train_synthetic": "slurp_synth"}
 
 
-def read(root: str | os.PathLike, parts: Sequence[str] = ("train", "devel", "test")) -> Iterator[Utterance]:
+def read(root: str | os.PathLike, parts: Sequence[str] = ("train", "devel", "test")) -> Iterator[Record]:
     """Return every recording of some parts; labels: scenario, action, slots [[type, words], …].
 
     Args:
@@ -28,7 +28,7 @@ def read(root: str | os.PathLike, parts: Sequence[str] = ("train", "devel", "tes
     return (utterance for part, path in paths.items() for utterance in _walk(root, part, path))
 
 
-def _walk(root: Path, part: str, listing: Path) -> Iterator[Utterance]:
+def _walk(root: Path, part: str, listing: Path) -> Iterator[Record]:
     audio = root / "audio" / _AUDIO[part]
     if not audio.is_dir():
         audio = root / _AUDIO[part]
@@ -45,4 +45,4 @@ def _walk(root: Path, part: str, listing: Path) -> Iterator[Utterance]:
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise CorpusError(f"{listing}, line {number}: not a line of SLURP ({error!r})") from error
         for file in files:
-            yield Utterance(id=Path(file).stem, path=audio / file, split=part, text=text, labels=labels)
+            yield Record(id=Path(file).stem, path=audio / file, split=part, text=text, labels=labels)

@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from wavcube_plugins.data.corpora.layout import Utterance, expect_file, expect_folder, read_lines
+from wavcube_plugins.data.corpora.layout import Record, expect_file, expect_folder, read_lines
 
 SPLITS = ("train", "valid", "test")
 
 
-def read(root: str | os.PathLike) -> Iterator[Utterance]:
+def read(root: str | os.PathLike) -> Iterator[Record]:
     """Return every recording; the text of those that have none in the list is None; labels: marks, one per word.
 
     Args:
@@ -32,7 +32,7 @@ def read(root: str | os.PathLike) -> Iterator[Utterance]:
     return (utterance for split in SPLITS for utterance in _walk(root / split, texts))
 
 
-def _walk(folder: Path, texts: Mapping[str, str]) -> Iterator[Utterance]:
+def _walk(folder: Path, texts: Mapping[str, str]) -> Iterator[Record]:
     for path in sorted(folder.rglob("*.wav")):
         text, labels = None, {}
         if path.stem in texts:
@@ -40,6 +40,6 @@ def _walk(folder: Path, texts: Mapping[str, str]) -> Iterator[Utterance]:
             # Both lists have an entry for the beginning and the end.
             text = " ".join(words.split()[1:-1])
             labels = {"marks": marks.split()[1:-1]}
-        yield Utterance(
+        yield Record(
             id=path.stem, path=path, split=folder.name, speaker=path.stem.split("-")[0], text=text, labels=labels
         )

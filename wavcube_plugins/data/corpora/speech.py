@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator
 
 from wavcube_plugins.audio import find_audio
-from wavcube_plugins.data.corpora.layout import Utterance, expect_folder
+from wavcube_plugins.data.corpora.layout import Record, expect_folder
 
 
-def read(root: str | os.PathLike) -> Iterator[Utterance]:
+def read(root: str | os.PathLike) -> Iterator[Record]:
     """Return every audio file below a folder, sorted; its id is its path with `--` for `/`, without the suffix.
 
     Raises:
@@ -17,6 +17,6 @@ def read(root: str | os.PathLike) -> Iterator[Utterance]:
     """
     root = expect_folder(root, "the folder of your speech")
     return (
-        Utterance(id=path.relative_to(root).with_suffix("").as_posix().replace("/", "--"), path=path)
+        Record(id=path.relative_to(root).with_suffix("").as_posix().replace("/", "--"), path=path)
         for path in find_audio(root)
     )

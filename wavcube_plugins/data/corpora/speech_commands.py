@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from wavcube_plugins.data.corpora.layout import Utterance, expect_folder
+from wavcube_plugins.data.corpora.layout import Record, expect_folder
 
 # The ten words of the task; other words are unknown ones.
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
@@ -13,7 +13,7 @@ NOISE = "_background_noise_"
 TEST_CLASSES = (*WORDS, "_unknown_", "_silence_")
 
 
-def read(root: str | os.PathLike, expected: Sequence[str] = (*WORDS, NOISE)) -> Iterator[Utterance]:
+def read(root: str | os.PathLike, expected: Sequence[str] = (*WORDS, NOISE)) -> Iterator[Record]:
     """Return every recording, sorted by folder; labels: word, the name of the folder.
 
     Args:
@@ -27,7 +27,7 @@ def read(root: str | os.PathLike, expected: Sequence[str] = (*WORDS, NOISE)) -> 
     for name in expected:
         expect_folder(root / name, "a class of Speech Commands")
     return (
-        Utterance(
+        Record(
             id=f"{path.parent.name}/{path.stem}",
             path=path,
             speaker=path.stem.split("_nohash_")[0] if "_nohash_" in path.stem else None,

@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from wavcube_plugins.data.corpora.layout import Utterance, expect_folder, read_text
+from wavcube_plugins.data.corpora.layout import Record, expect_folder, read_text
 
 
-def read(root: str | os.PathLike, microphone: str = "mic1") -> Iterator[Utterance]:
+def read(root: str | os.PathLike, microphone: str = "mic1") -> Iterator[Record]:
     """Return the recordings that have a transcript; labels: number, the same for the same position in the reading list.
 
     Args:
@@ -26,10 +26,10 @@ def read(root: str | os.PathLike, microphone: str = "mic1") -> Iterator[Utteranc
     return _walk(root, expect_folder(root / "wav48", "VCTK's audio (or wav48_silence_trimmed)"), "p*/*.wav")
 
 
-def _walk(root: Path, audio: Path, pattern: str) -> Iterator[Utterance]:
+def _walk(root: Path, audio: Path, pattern: str) -> Iterator[Record]:
     for path in sorted(audio.glob(pattern)):
         speaker, number = path.stem.split("_")[:2]
         name = f"{speaker}_{number}"
         text = root / "txt" / speaker / f"{name}.txt"
         if text.is_file():
-            yield Utterance(id=name, path=path, speaker=speaker, text=read_text(text), labels={"number": number})
+            yield Record(id=name, path=path, speaker=speaker, text=read_text(text), labels={"number": number})

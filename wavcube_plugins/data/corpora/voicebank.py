@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from wavcube_plugins.data.corpora.layout import CorpusError, Utterance, expect_folder
+from wavcube_plugins.data.corpora.layout import CorpusError, Record, expect_folder
 
 PARTS = ("trainset_28spk", "testset")
 # The speakers of the training set that are usually held out for validation.
 VALID_SPEAKERS = ("p226", "p287")
 
 
-def read(root: str | os.PathLike, parts: Sequence[str] = PARTS) -> Iterator[Utterance]:
+def read(root: str | os.PathLike, parts: Sequence[str] = PARTS) -> Iterator[Record]:
     """Return the noisy recordings of some parts, each with its `clean` one in `parallel`.
 
     Args:
@@ -36,9 +36,9 @@ def _find(root: Path, name: str) -> Path:
     raise CorpusError(f"{root}: the folder {name}_16k (or {name}) is missing; expected Voicebank-DEMAND, unpacked")
 
 
-def _walk(part: str, noisy: Path, clean: Path) -> Iterator[Utterance]:
+def _walk(part: str, noisy: Path, clean: Path) -> Iterator[Record]:
     for path in sorted(noisy.glob("*.wav")):
-        yield Utterance(
+        yield Record(
             id=path.stem,
             path=path,
             split=part,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wavcube_plugins.data.corpora.layout import CorpusError, Utterance, expect_file, expect_folder, read_lines
+from wavcube_plugins.data.corpora.layout import CorpusError, Record, expect_file, expect_folder, read_lines
 
 IDENTIFICATION_LIST, TRIALS_LIST = "iden_split.txt", "veri_test.txt"
 _SPLITS = {"1": "train", "2": "valid", "3": "test"}
@@ -18,11 +18,11 @@ class Trial:
     """A question of speaker verification: whether two recordings are of the same speaker, and the answer."""
 
     same: bool
-    one: Utterance
-    two: Utterance
+    one: Record
+    two: Record
 
 
-def read(root: str | os.PathLike) -> Iterator[Utterance]:
+def read(root: str | os.PathLike) -> Iterator[Record]:
     """Return every recording, sorted by speaker, video and number.
 
     Raises:
@@ -33,7 +33,7 @@ def read(root: str | os.PathLike) -> Iterator[Utterance]:
     return (_utterance(folders, place) for place in places)
 
 
-def read_identification(root: str | os.PathLike, listing: str | os.PathLike | None = None) -> Iterator[Utterance]:
+def read_identification(root: str | os.PathLike, listing: str | os.PathLike | None = None) -> Iterator[Record]:
     """Return the recordings of the published split for speaker identification: train, valid and test.
 
     Args:
@@ -48,7 +48,7 @@ def read_identification(root: str | os.PathLike, listing: str | os.PathLike | No
     return _walk_identification(folders, path)
 
 
-def _walk_identification(folders: list[Path], path: Path) -> Iterator[Utterance]:
+def _walk_identification(folders: list[Path], path: Path) -> Iterator[Record]:
     for number, line in read_lines(path):
         fields = line.split()
         if len(fields) != 2 or fields[0] not in _SPLITS:
@@ -84,10 +84,10 @@ def _audio_folders(root: str | os.PathLike) -> list[Path]:
     return parts or [root / "wav" if (root / "wav").is_dir() else root]
 
 
-def _utterance(folders: list[Path], place: str, split: str = "") -> Utterance:
+def _utterance(folders: list[Path], place: str, split: str = "") -> Record:
     candidates = [folder / place for folder in folders]
     path = candidates[0]
     if len(candidates) > 1:
         path = next((one for one in candidates if one.is_file()), path)
     name = place.removesuffix(".wav").replace("/", "--")
-    return Utterance(id=name, path=path, split=split, speaker=place.split("/")[0])
+    return Record(id=name, path=path, split=split, speaker=place.split("/")[0])
