@@ -1,7 +1,7 @@
 """The WavCube entries for s3prl's `hub.py` and for `torch.hub.load`; see README.md.
 
-The work is done by the package wavcube_plugins. Without it this module still imports, for s3prl's hub imports every
-upstream at its start, and each entry says what to install.
+The package wavcube_plugins does the work. Without it this module can still be imported, because s3prl's hub imports
+every upstream at its start; each entry then says what to install.
 """
 
 dependencies = ["torch", "torchaudio"]
@@ -15,7 +15,9 @@ __all__ = [
 
 def _unavailable(name, reason):
     def entry(*args, **kwargs):
-        raise ImportError(f"-u {name} needs the package wavcube_plugins: pip install wavcube-plugins ({reason})")
+        raise ImportError(
+            f"-u {name} needs the package wavcube_plugins, from a clone of it: pip install '.[s3prl]' ({reason})"
+        )
 
     entry.__name__ = entry.__qualname__ = name
     return entry
@@ -28,4 +30,4 @@ except ImportError as _error:
     globals().update({_name: _unavailable(_name, str(_error)) for _name in __all__})
 else:
     globals().update({_name: getattr(_hubconf, _name) for _name in __all__})
-    _hook.allow_saved_arguments()
+    _hook.allow_saved_arguments_in_runner()

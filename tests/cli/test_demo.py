@@ -21,6 +21,7 @@ import soundfile
 from wavcube_plugins.demo import __main__ as demo
 from wavcube_plugins.demo import report, superb
 from wavcube_plugins.evaluation import Comparison
+from wavcube_plugins.s3prl.imports import ModuleFinder
 from wavcube_plugins.superb import workspace as copies
 from wavcube_plugins.synthetic import make_speech
 from wavcube_plugins.synthetic.bundled import FOLDER, Utterance, bundled_speech, split
@@ -95,7 +96,7 @@ def workspace(tmp_path_factory, utterances):
 
 
 def test_s3prl_is_copied_unmodified(workspace):
-    installed = superb.s3prl_folder()
+    installed = copies.s3prl_folder()
     files = [path.relative_to(installed) for path in installed.rglob("*.py")]
     assert Path("run_downstream.py") in files
     _, different, missing = filecmp.cmpfiles(installed, workspace / "s3prl", map(str, files), shallow=False)
@@ -149,7 +150,7 @@ TASK = dataclasses.replace(superb.TASKS[0], steps=20, evaluations=2)
 
 def made_up_run(folder, *scripts):
     commands = [["python", "-c", script] for script in scripts]
-    return superb.Run(TASK, "wavcube", commands, folder / "made-up.log")
+    return superb.DemoRun(TASK, "wavcube", commands, folder / "made-up.log")
 
 
 def test_scores_and_curves_are_read_while_processes_run(tmp_path):
@@ -308,7 +309,7 @@ def test_mistyped_arguments_exit_with_two(arguments, capsys):
 def test_a_folder_with_something_else_is_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("years of work")
     assert demo.main(["--out", str(tmp_path)]) == 2
-    assert "holds something that is no demo's" in capsys.readouterr().err
+    assert "holds something other than the output of a demo" in capsys.readouterr().err
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
     assert demo.main(["--out", str(tmp_path / "thesis.txt")]) == 2
 
@@ -317,13 +318,14 @@ def test_without_s3prl_the_demo_says_how_to_install_it(tmp_path, capsys, monkeyp
     monkeypatch.setattr(copies.importlib.util, "find_spec", lambda name: None)
     assert demo.main(["--out", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err == (
-        "python -m wavcube_plugins.demo: error: the demo's tasks need s3prl; from a clone: pip install '.[s3prl]'\n"
+        "python -m wavcube_plugins.demo: error: s3prl is not installed in this Python; "
+        "from a clone: pip install '.[s3prl]'\n"
     )
 
 
 def test_without_the_hook_the_demo_says_how_to_install_it(tmp_path, capsys, monkeypatch):
-    others = [finder for finder in sys.meta_path if getattr(finder, "__name__", "") != "WavCubeHook"]
-    monkeypatch.setattr(sys, "meta_path", others)
+    monkeypatch.setenv("WAVCUBE_S3PRL_HOOK", "0")
+    monkeypatch.setattr(sys, "meta_path", [one for one in sys.meta_path if not isinstance(one, ModuleFinder)])
     assert demo.main(["--out", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err.endswith("s3prl does not know -u wavcube here; run: wavcube install-s3prl\n")
 
@@ -336,7 +338,7 @@ def test_an_unknown_model_is_one_line(tmp_path, capsys):
 
 def test_the_whole_demo_in_its_short_form(tmp_path):
     out = tmp_path / "out"
-    installed = superb.s3prl_folder()
+    installed = copies.s3prl_folder()
     before = {path: path.stat().st_mtime_ns for path in installed.rglob("*") if "__pycache__" not in path.parts}
     # What an earlier demo left is replaced.
     (out / "tasks").mkdir(parents=True)

@@ -17,11 +17,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ENTRIES = [
-    f"{family}{kind}"
-    for family in ("wavcube", "wavcube_pro", "wavcube_layers")
-    for kind in ("", "_local", "_url", "_custom")
-]
 
 
 class Environment:

@@ -8,10 +8,10 @@ import random
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from helpers.paths import GOLDEN
-from helpers.s3prl_environment import ENTRIES
 from safetensors.torch import load_file
 
 from wavcube_plugins import load_model
@@ -19,10 +19,12 @@ from wavcube_plugins.checkpoints import CheckpointError, save_model
 from wavcube_plugins.config import WavCubeConfig
 from wavcube_plugins.models.wavcube import WavCube
 from wavcube_plugins.s3prl import expert, hook, hubconf
-from wavcube_plugins.s3prl.expert import UpstreamOptions, local_source, url_source
+from wavcube_plugins.s3prl.names import ENTRIES, FEATURE_KEYS
+from wavcube_plugins.s3prl.options import UpstreamOptions
+from wavcube_plugins.s3prl.sources import local_source, url_source
 
 HOP, RATE = 320, 16000
-KEYS = ("hidden_states", "last_hidden_state", "latent", "wavlm", "restored")
+KEYS = FEATURE_KEYS
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -481,8 +483,8 @@ def test_url_is_downloaded_once_and_again_on_request(folder, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: hubconf.wavcube_local(), r"-u wavcube_local needs its weights named: give a folder or a file with -k"),
-        (lambda: hubconf.wavcube_pro_url(), r"-u wavcube_pro_url needs its weights named: give a URL with -k"),
+        (lambda: hubconf.wavcube_local(), r"-u wavcube_local needs weights: give a folder or a file with -k"),
+        (lambda: hubconf.wavcube_pro_url(), r"-u wavcube_pro_url needs weights: give a URL with -k"),
         (lambda: local_source("nowhere/at/all"), r"nowhere/at/all: no such file or folder"),
         (lambda: url_source("model.ckpt"), r"model.ckpt: expected a URL"),
         (
@@ -501,7 +503,7 @@ def test_url_is_downloaded_once_and_again_on_request(folder, tmp_path, monkeypat
             r"only_hidden_states must be true or false, got 1",
         ),
         (lambda: hubconf.wavcube("tiny", {"revision": 1.0}), r"revision must be text, got 1.0"),
-        (lambda: hubconf.wavcube("tiny", {"config": 5}), r"config must be a preset's name or a mapping, got 5"),
+        (lambda: hubconf.wavcube("tiny", {"config": 5}), r"config must be the name of a preset or a mapping, got 5"),
     ],
 )
 def test_mistakes_are_one_sentence(call, message, tmp_path, monkeypatch):
@@ -517,6 +519,8 @@ def test_mistakes_are_one_sentence(call, message, tmp_path, monkeypatch):
         ([torch.zeros(1, 800)], r"waveform 0 must be 1-D and floating point, got shape \(1, 800\) of torch.float32"),
         ([torch.zeros(800), torch.zeros(800, dtype=torch.int16)], r"waveform 1 must be 1-D .* of torch.int16"),
         ([torch.zeros(800), torch.zeros(0)], r"must"),
+        ([], r"^expected a list of waveforms, got an empty one$"),
+        ([np.zeros(800, dtype=np.float32)], r"^waveform 0 must be a torch.Tensor, got ndarray; use torch.tensor$"),
         ([torch.zeros(800), torch.full((900,), float("nan"))], r"NaN or infinite"),
     ],
 )

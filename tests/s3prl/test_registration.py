@@ -11,8 +11,8 @@ from types import ModuleType
 
 import pytest
 import torch
+import torchaudio
 from helpers.s3prl_environment import (
-    ENTRIES,
     ROOT,
     Environment,
     clean_environment,
@@ -22,8 +22,11 @@ from helpers.s3prl_environment import (
     wheel,
 )
 
-from wavcube_plugins.s3prl import hook, hubconf, install
-from wavcube_plugins.s3prl.install import HOOK_NAME, HUB_IMPORT, HUB_LINE, InstallError
+from wavcube_plugins.s3prl import folder, hook, hubconf, install
+from wavcube_plugins.s3prl.folder import HUB_IMPORT, HUB_LINE, STAMP_NAME
+from wavcube_plugins.s3prl.hook_file import HOOK_NAME
+from wavcube_plugins.s3prl.install import InstallError
+from wavcube_plugins.s3prl.names import ENTRIES
 
 FOLDER_FILES = {"README.md", "__init__.py", "expert.py", "hubconf.py", "requirements.txt"}
 LIST_ENTRIES = "import s3prl.hub as hub; print('ENTRIES', *[n for n in hub.options() if 'wavcube' in n])"
@@ -108,28 +111,69 @@ def test_hook_takes_no_name_that_is_there_already():
     assert hub.wavcube_pro is hubconf.wavcube_pro
 
 
-def test_hook_lets_torch_read_saved_arguments(tmp_path):
-    program = """
+# Whether this process may read an `argparse.Namespace` from a checkpoint, and whether anything else.
+SAVED_ARGUMENTS = """
 import argparse, torch
-torch.save({"Args": argparse.Namespace(upstream="wavcube")}, "states.ckpt")
-try:
-    torch.load("states.ckpt")
-except Exception as error:
-    assert "argparse.Namespace" in str(error)
-else:
-    raise AssertionError("this torch needs no remedy")
-from types import ModuleType
-from wavcube_plugins.s3prl.hook import add_entries
-add_entries(ModuleType("s3prl.hub"))
-assert torch.load("states.ckpt")["Args"].upstream == "wavcube"
+import s3prl.hub as hub
 class Foreign: pass
-torch.save(Foreign(), "foreign.ckpt")
-try:
-    torch.load("foreign.ckpt")
-except Exception as error:
-    print("REFUSED")
+for content in (argparse.Namespace(upstream="wavcube"), Foreign()):
+    torch.save({"Args": content}, "states.ckpt")
+    try:
+        torch.load("states.ckpt")
+        print("READ", type(content).__name__)
+    except Exception as error:
+        print("REFUSED", type(content).__name__)
 """
-    assert "REFUSED" in installed().run("-c", program, cwd=tmp_path)
+
+
+def test_saved_arguments_are_read_in_s3prls_runner_and_refused_elsewhere(tmp_path):
+    """torch's list of safe classes grows only in a process that reads s3prl's checkpoints."""
+    for name, first in (("run_downstream.py", "READ Namespace"), ("other.py", "REFUSED Namespace")):
+        (tmp_path / name).write_text(SAVED_ARGUMENTS)
+        assert [first, "REFUSED Foreign"] == said(installed().run(name, cwd=tmp_path), "READ", "REFUSED")
+    wrapper = ("-m", "wavcube_plugins.s3prl.run", "other.py")
+    assert "READ Namespace" in installed().run(*wrapper, cwd=tmp_path, WAVCUBE_S3PRL_HOOK="0")
+
+
+def said(output: str, *words: str) -> list[str]:
+    """Return the lines of an output that begin with one of these words."""
+    return [line for line in output.splitlines() if line.startswith(words)]
+
+
+def test_a_venv_has_the_hook_once():
+    """`site` reads the `.pth` files of a virtual environment twice."""
+    program = "import sys; print(sum('s3prl' in getattr(one, '__name__', '') for one in sys.meta_path))"
+    assert installed().run("-c", program).strip() == "1"
+
+
+@pytest.mark.parametrize(
+    ("value", "found"), [("0", False), ("False", False), ("no", False), ("OFF", False), ("", False), ("1", True)]
+)
+def test_the_switch_takes_the_usual_words(value, found, monkeypatch):
+    monkeypatch.setenv("WAVCUBE_S3PRL_HOOK", value)
+    assert hook.enabled() is found
+
+
+def test_what_torchaudio_dropped_is_there_when_s3prl_is_imported(tmp_path):
+    """torchaudio 2.9 has no set_audio_backend, without which s3prl's hub cannot be imported."""
+    (tmp_path / "newer.py").write_text(
+        "import torchaudio\n"
+        "for name in ('set_audio_backend', 'info', 'sox_effects'):\n"
+        "    hasattr(torchaudio, name) and delattr(torchaudio, name)\n"
+        "import s3prl.hub as hub\n"
+        "torchaudio.set_audio_backend('sox_io')\n"
+        "from torchaudio.sox_effects import apply_effects_file\n"
+        "print('READY', callable(hub.wavcube), callable(torchaudio.info))\n"
+    )
+    assert "READY True True" in installed().run("newer.py", cwd=tmp_path)
+    installed().run("newer.py", cwd=tmp_path, fails=True, WAVCUBE_S3PRL_HOOK="off")
+
+
+def test_a_torchaudio_that_s3prl_can_use_stays_as_it_is(monkeypatch):
+    monkeypatch.setattr(torchaudio, "set_audio_backend", print, raising=False)
+    before = dict(vars(torchaudio))
+    hook.restore_torchaudio()
+    assert vars(torchaudio) == before
 
 
 def test_pip_removes_the_hook_of_a_wheel_and_leaves_s3prl_as_it_was():
@@ -227,9 +271,8 @@ def test_folder_way_works_without_the_hook_and_without_the_package():
     assert "the upstream folder is installed" in environment.run("-c", command.format("install_folder"))
 
     program = """
-import argparse, torch, s3prl.hub as hub
+import torch, s3prl.hub as hub
 print("ENTRIES", *[name for name in hub.options() if "wavcube" in name])
-torch.save(argparse.Namespace(), "saved.ckpt"); torch.load("saved.ckpt")
 from s3prl.upstream.wavcube.expert import UpstreamExpert
 for upstream in (hub.wavcube(ckpt="nano", model_config=None, refresh=False), UpstreamExpert("nano", None, False)):
     print(upstream([torch.randn(16000)])["hidden_states"][0].shape)
@@ -237,11 +280,15 @@ for upstream in (hub.wavcube(ckpt="nano", model_config=None, refresh=False), Ups
     output = environment.run("-c", program, WAVCUBE_S3PRL_HOOK="0")
     assert sorted(entries(output)) == sorted(ENTRIES)
     assert output.count("torch.Size([1, 50, 32])") == 2
+    script = environment.site.parent / "run_downstream.py"
+    script.write_text(SAVED_ARGUMENTS)
+    output = environment.run(script, WAVCUBE_S3PRL_HOOK="0")
+    assert said(output, "READ", "REFUSED") == ["READ Namespace", "REFUSED Foreign"]
 
     environment.pip("uninstall", "--yes", "wavcube-plugins")
     output = environment.run("-c", f"{LIST_ENTRIES}; hub.wavcube(ckpt='nano')", fails=True)
     assert sorted(entries(output)) == sorted(ENTRIES)
-    assert "ImportError: -u wavcube needs the package wavcube_plugins: pip install" in output
+    assert "ImportError: -u wavcube needs the package wavcube_plugins, from a clone of it: pip install" in output
 
     environment.pip("install", "--no-deps", wheel())
     environment.run("-c", command.format("uninstall"))
@@ -258,7 +305,7 @@ def test_folder_is_installed_again_and_again_and_removed_byte_for_byte(package):
     )
     assert shared.read_text() == HUB and hub.stat().st_mode & 0o777 == 0o640
     installed_once = contents(package)
-    assert {Path(name).name for name in installed_once if "upstream" in name} == {*FOLDER_FILES, install.STAMP_NAME}
+    assert {Path(name).name for name in installed_once if "upstream" in name} == {*FOLDER_FILES, STAMP_NAME}
 
     (package / "upstream/wavcube/expert.py").write_text("an older version")
     install.install_folder(package)
@@ -326,8 +373,8 @@ def test_folder_is_refused_where_no_s3prl_is(package, case):
 
 
 def test_missing_s3prl_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(install, "find_spec", lambda name: None)
-    with pytest.raises(InstallError, match=r"s3prl is not installed .* pip install 'wavcube-plugins\[s3prl\]'"):
+    monkeypatch.setattr(folder, "find_spec", lambda name: None)
+    with pytest.raises(InstallError, match=r"s3prl is not installed in this Python; .* install '\.\[s3prl\]'"):
         install.install_folder()
 
 

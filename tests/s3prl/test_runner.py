@@ -18,7 +18,7 @@ from helpers.s3prl_environment import ROOT, Environment, installed
 
 from wavcube_plugins import load_model
 from wavcube_plugins.checkpoints import save_model
-from wavcube_plugins.s3prl import run, shims
+from wavcube_plugins.s3prl import hook, run, script, shims, torchaudio_shims
 
 pytestmark = pytest.mark.filterwarnings("ignore:the weights of:UserWarning")
 
@@ -146,16 +146,16 @@ def test_wrapper_runs_the_hugging_face_layout_without_the_hook(tmp_path):
 
 
 def test_wrapper_finds_scripts_sets_arguments_and_registers(tmp_path, monkeypatch, capsys):
-    script = tmp_path / "show.py"
-    script.write_text("import sys; print(__name__, sys.argv, sys.path[0])")
+    path = tmp_path / "show.py"
+    path.write_text("import sys; print(__name__, sys.argv, sys.path[0])")
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     monkeypatch.setattr(shims, "ALL", ())
-    run.main(["--local-rank=1", str(script), "-u", "wavcube"])
-    expected = f"__main__ {[str(script), '--local_rank=1', '-u', 'wavcube']} {tmp_path}"
+    run.main(["--local-rank=1", str(path), "-u", "wavcube"])
+    expected = f"__main__ {[str(path), '--local_rank=1', '-u', 'wavcube']} {tmp_path}"
     assert capsys.readouterr().out.strip() == expected
-    assert any(getattr(finder, "__name__", "") == "WavCubeHook" for finder in sys.meta_path)
+    assert hook.active()
 
 
 @pytest.mark.parametrize(("arguments", "code", "text"), [([], 2, "usage"), (["-h"], 0, "usage")])
@@ -167,8 +167,8 @@ def test_wrapper_explains_itself(arguments, code, text, capsys):
 
 def test_wrapper_names_what_is_missing(tmp_path):
     with pytest.raises(SystemExit, match=r"nowhere.py: no such script, neither here nor in .*s3prl"):
-        run.find_script("nowhere.py")
-    assert run.find_script("run_downstream.py").parent.name == "s3prl"
+        script.find_script("nowhere.py")
+    assert script.find_script("run_downstream.py").parent.name == "s3prl"
     bare = Environment(tmp_path / "bare", parent=False)
     output = bare.run("-m", "wavcube_plugins.s3prl.run", "run_downstream.py", fails=True, PYTHONPATH=str(ROOT))
     assert output.strip() == "s3prl is not installed in this Python; from a clone: pip install '.[s3prl]'"
@@ -180,10 +180,10 @@ def test_wrapper_does_not_take_a_clone_in_the_current_folder_for_the_package(tmp
     monkeypatch.setattr(sys, "path", ["the current folder", *sys.path])
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     monkeypatch.setattr(shims, "ALL", ())
-    script = tmp_path / "nothing.py"
-    script.touch()
+    path = tmp_path / "nothing.py"
+    path.touch()
     paths = []
-    monkeypatch.setattr(run, "find_script", lambda name: paths.append(list(sys.path)) or script)
+    monkeypatch.setattr(run, "find_script", lambda name: paths.append(list(sys.path)) or path)
     run.main(["nothing.py"])
     assert "the current folder" not in paths[0] and sys.path[0] == str(tmp_path)
 
@@ -208,23 +208,23 @@ def test_shims_do_nothing_where_nothing_is_wrong(library, monkeypatch):
     monkeypatch.setattr(torchaudio, "info", print, raising=False)
     monkeypatch.setattr(torchaudio, "sox_effects", SimpleNamespace(effect_names=lambda: ["rate"]), raising=False)
     load, save, effects = torchaudio.load, torchaudio.save, torchaudio.sox_effects
-    assert not (shims.audio_backend() or shims.audio_files() or shims.sox_effects())
+    assert not (torchaudio_shims.audio_backend() or torchaudio_shims.audio_files() or torchaudio_shims.sox_effects())
     assert (torchaudio.load, torchaudio.save, torchaudio.sox_effects) == (load, save, effects)
 
 
 def test_audio_backend(library):
     library(torchaudio, "set_audio_backend")
-    assert shims.audio_backend()
+    assert torchaudio_shims.audio_backend()
     torchaudio.set_audio_backend("sox_io")
-    assert not shims.audio_backend()
+    assert not torchaudio_shims.audio_backend()
 
 
 def test_audio_files(library, monkeypatch, tmp_path):
     for name in ("load", "save"):
         monkeypatch.setattr(torchaudio, name, getattr(torchaudio, name))
     library(torchaudio, "info")
-    monkeypatch.setattr(shims, "find_spec", lambda name: None)
-    assert shims.audio_files() and not shims.audio_files()
+    monkeypatch.setattr(torchaudio_shims, "find_spec", lambda name: None)
+    assert torchaudio_shims.audio_files() and not torchaudio_shims.audio_files()
     stereo = torch.stack([torch.linspace(-0.5, 0.5, 4000), torch.linspace(0.5, -0.5, 4000)])
     torchaudio.save(str(tmp_path / "a.wav"), stereo, 8000)
     loaded, rate = torchaudio.load(str(tmp_path / "a.wav"), frame_offset=1000, num_frames=500)
@@ -237,7 +237,7 @@ def test_audio_files(library, monkeypatch, tmp_path):
 def test_sox_effects_without_libsox(library, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torchaudio.sox_effects", None)
     library(torchaudio, "sox_effects")
-    assert shims.sox_effects()
+    assert torchaudio_shims.sox_effects()
     from torchaudio.sox_effects import apply_effects_file, apply_effects_tensor
 
     tone = 0.8 * torch.sin(2 * math.pi * 500 * torch.arange(8000) / 8000)
@@ -261,10 +261,10 @@ def test_removal_of_silence_is_that_of_sox():
     sounding = time % 4000 < torch.tensor([4000, 4000, 1000, 4000, 4000, 1200, 4000, 2500])[time // 4000]
     waveform = (level * sounding * torch.sin(2 * math.pi * 250 * time / 16000))[None]
     effect = ["silence", "1", "0.1", "0.1%", "-1", "0.1", "0.1%"]
-    trimmed, _ = shims.apply_effects_tensor(waveform, 16000, [effect])
+    trimmed, _ = torchaudio_shims.apply_effects_tensor(waveform, 16000, [effect])
     assert trimmed.shape == (1, 12635)
     assert float(trimmed.abs().sum()) == pytest.approx(1907.546, abs=0.01)
-    silent, _ = shims.apply_effects_tensor(torch.zeros(1, 8000), 16000, [effect])
+    silent, _ = torchaudio_shims.apply_effects_tensor(torch.zeros(1, 8000), 16000, [effect])
     assert silent.shape == (1, 0)
 
 

@@ -15,21 +15,25 @@ import warnings
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+from wavcube_plugins.errors import BAD_INPUT, FAILED, INTERRUPTED, OK, InputError
 
-# Put into the folder, so that a second run knows that what it replaces is a demo's.
+if TYPE_CHECKING:
+    from wavcube_plugins.demo.superb import DemoRun
+
+# Marks the folder, so that a second run knows that it replaces the output of a demo.
 _MARKER = ".wavcube_demo"
 _QUICK_STEPS, _QUICK_UTTERANCES = 8, 2
 # Seconds between two lines of progress where there is no terminal.
 _LINE_SECONDS = 20.0
 
 _DESCRIPTION = """\
-Takes the package's speech, encodes and decodes it, trains and evaluates two SUPERB tasks (speaker identification and
-phone recognition) on the latent and on log-mel features through s3prl's own run_downstream.py, and writes a report
-that is one HTML page. Needs no network; about five minutes on two cores.
+Encodes and decodes the bundled speech, trains and evaluates two SUPERB tasks (speaker identification and phone
+recognition) on the latent and on log-mel features through s3prl's own run_downstream.py, and writes a report that is
+one HTML page. Needs no network; takes about five minutes on two cores.
 
-A second run into the same folder starts anew and replaces what the first one wrote."""
+A second run into the same folder starts over and replaces what the first one wrote."""
 _EPILOG = """\
 example:
   python -m wavcube_plugins.demo --out demo_output
@@ -38,8 +42,8 @@ example:
 exit codes: 0 all done, 1 something failed (the report says what), 2 bad arguments, 130 interrupted"""
 
 
-class DemoError(Exception):
-    """The demo cannot be run as asked; the message says why in one sentence."""
+class DemoError(InputError):
+    """The demo cannot write where it was told to."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("demo_output"), metavar="FOLDER", help="where to (default: %(default)s)"
+        "--out", type=Path, default=Path("demo_output"), metavar="FOLDER", help="output folder (default: %(default)s)"
     )
     parser.add_argument(
         "--model", default="nano", help="a preset, folder, checkpoint or hub name, as for load_model (default: nano)"
@@ -70,18 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo and return its exit code."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    # A terminated demo must end its processes as an interrupted one does.
+    # Terminating the demo must end its processes, as interrupting it does.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return run(arguments.out, arguments.model, steps=arguments.steps, quick=arguments.quick)
     except KeyboardInterrupt:
-        print("\ninterrupted; run it again to start anew", file=sys.stderr)
+        print("\ninterrupted; run it again to start over", file=sys.stderr)
         return INTERRUPTED
-    except Exception as error:
-        from wavcube_plugins.demo.superb import TaskError
-
-        if not isinstance(error, (DemoError, TaskError, ImportError, OSError, ValueError)):
-            raise
+    except (InputError, ImportError, OSError) as error:
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT if isinstance(error, DemoError) else FAILED
     finally:
@@ -92,34 +92,27 @@ def run(out: Path, model_name: str, *, steps: int | None = None, quick: bool = F
     """Run the demo.
 
     Args:
-        out: Folder for the results; made, or emptied of an earlier demo's.
+        out: Folder for the results; created, or cleared of an earlier demo.
         model_name: Any source `load_model` takes.
-        steps: Training steps of both tasks; None takes each task's own.
+        steps: Training steps of both tasks; None means each task's own.
         quick: A few steps on a few utterances.
 
     Returns:
         The exit code: 0, or 1 if a task failed.
 
     Raises:
-        DemoError: the folder holds something else.
-        TaskError, ImportError: s3prl or another package is missing; the message names the command that installs it.
+        DemoError: the folder contains something else.
+        WorkspaceError, ImportError: s3prl or another package is missing; the message names the command to install it.
     """
     started = time.monotonic()
-    # Before anything slow: what is missing is said at once.
+    # Before anything slow, so that a missing package is reported at once.
     from wavcube_plugins.checkpoints import NAMES
     from wavcube_plugins.demo import superb
     from wavcube_plugins.demo.report import Findings, write_report
     from wavcube_plugins.synthetic.bundled import bundled_speech, split
 
     superb.check()
-    parts = split(bundled_speech())
-    steps = steps or (_QUICK_STEPS if quick else None)
-    tasks = superb.TASKS
-    if steps:
-        tasks = tuple(dataclasses.replace(task, steps=steps, evaluations=2 if quick else 10) for task in tasks)
-    if quick:
-        tasks = tuple(dataclasses.replace(task, baselines=task.baselines[:1]) for task in tasks)
-        parts = {part: utterances[:: max(1, len(utterances) // 10)] for part, utterances in parts.items()}
+    tasks, parts = _shorten(superb.TASKS, split(bundled_speech()), steps, quick)
     _clear(out)
 
     print(f"WavCube demo, into {out}\n")
@@ -134,9 +127,8 @@ def run(out: Path, model_name: str, *, steps: int | None = None, quick: bool = F
     workspace = out / "tasks"
     superb.prepare(workspace, parts, tasks)
     local = model_name not in NAMES and Path(model_name).exists()
-    checkpoint = str(Path(model_name).resolve()) if local else model_name
-    runs = superb.plan(workspace, tasks, checkpoint)
-    superb.execute(runs, workspace, _Progress(runs))
+    runs = superb.plan(workspace, tasks, str(Path(model_name).resolve()) if local else model_name)
+    superb.execute(runs, workspace, _ProgressLine(runs))
     _print_scores(runs)
 
     seconds = time.monotonic() - started
@@ -153,18 +145,29 @@ def run(out: Path, model_name: str, *, steps: int | None = None, quick: bool = F
     )
     write_report(out / "report.html", findings)
     _write_results(out / "results.json", findings)
-    failed = [run for run in runs if run.error]
     print(f"\n[3/3] report: {out / 'report.html'} ({(out / 'report.html').stat().st_size / 1e6:.1f} MB)")
     print(f"      {seconds / 60:.1f} minutes in all")
     if not model.trained:
         print(f"\n{_untrained(model_name)}")
+    failed = [run for run in runs if run.error]
     for item in failed:
         print(f"failed: {item.name}: {item.error}", file=sys.stderr)
     return FAILED if failed else OK
 
 
-class _Progress:
-    """Shows how far the runs are: one line that is rewritten on a terminal, a line now and then elsewhere."""
+def _shorten(tasks: Sequence, parts: dict[str, list], steps: int | None, quick: bool) -> tuple[Sequence, dict]:
+    """Apply `--steps` and `--quick` to the tasks and to the utterances of each split."""
+    steps = steps or (_QUICK_STEPS if quick else None)
+    if steps:
+        tasks = [dataclasses.replace(task, steps=steps, evaluations=2 if quick else 10) for task in tasks]
+    if quick:
+        tasks = [dataclasses.replace(task, baselines=task.baselines[:1]) for task in tasks]
+        parts = {part: utterances[:: max(1, len(utterances) // 10)] for part, utterances in parts.items()}
+    return tasks, parts
+
+
+class _ProgressLine:
+    """Shows the progress of the runs: one line that is rewritten on a terminal, a line now and then elsewhere."""
 
     def __init__(self, runs: Sequence):
         self._runs = runs
@@ -204,7 +207,7 @@ class _Progress:
 
 
 def _load(name: str):
-    from wavcube_plugins import load_model
+    from wavcube_plugins.checkpoints import load_model
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -229,7 +232,7 @@ def _reconstruct(model, name: str, utterances: Sequence, folder: Path) -> tuple[
     inputs = [read_audio(utterance.path, rate) for utterance in utterances]
     batch, lengths = pad_batch(inputs)
     with torch.inference_mode():
-        # The first call of a process sets things up; it is not what is timed.
+        # Not timed: the first call of a process sets things up.
         model.reconstruct(batch[:1, :rate], None)
         start = time.monotonic()
         outputs, _ = model.reconstruct(batch, lengths)
@@ -251,7 +254,8 @@ def _reconstruct(model, name: str, utterances: Sequence, folder: Path) -> tuple[
         write_audio(files[0], waveform, rate)
         write_audio(files[1], output, rate)
         files[2].write_bytes(png_bytes(figure))
-        results.append(Reconstruction(utterance, *(file.read_bytes() for file in files), comparison))
+        given, made, picture = (file.read_bytes() for file in files)
+        results.append(Reconstruction(utterance, given, made, picture, comparison))
     return results, speed
 
 
@@ -269,7 +273,7 @@ def _print_reconstructions(reconstructions: Sequence, speed: float) -> None:
     print(f"      {speed:.1f} times faster than real time, encoding and decoding together")
 
 
-def _print_scores(runs: Sequence) -> None:
+def _print_scores(runs: Sequence[DemoRun]) -> None:
     from wavcube_plugins.demo.report import UPSTREAMS, score_text
 
     rows = [["task", "upstream", "test score"]]
@@ -352,12 +356,12 @@ def _write_results(path: Path, findings) -> None:
 
 
 def _clear(out: Path) -> None:
-    """Make the folder, or remove what an earlier demo left in it; refuse a folder that is not a demo's."""
+    """Create the folder, or remove what an earlier demo left in it; refuse any other folder."""
     if out.exists():
         if not out.is_dir():
             raise DemoError(f"{out} is a file; choose a folder with --out")
         if any(out.iterdir()) and not (out / _MARKER).is_file():
-            raise DemoError(f"{out} holds something that is no demo's; choose another folder with --out")
+            raise DemoError(f"{out} holds something other than the output of a demo; choose another folder with --out")
         for name in ("reconstruction", "tasks"):
             if (out / name).exists():
                 shutil.rmtree(out / name)
@@ -372,7 +376,7 @@ def _untrained(name: str) -> str:
     return (
         f"{line}\n!!  THE WEIGHTS OF {name.upper()!r} ARE UNTRAINED: random numbers from a fixed seed.\n"
         "!!  Its output is noise and its scores are a random network's. This run shows\n"
-        f"!!  that the whole way works, and nothing of what a trained model can do.\n{line}"
+        f"!!  that everything works, but not what a trained model can do.\n{line}"
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wavcube_plugins.demo.superb import Run, Task
+from wavcube_plugins.demo.superb import DemoRun, DemoTask
 from wavcube_plugins.evaluation.metrics import Comparison
 from wavcube_plugins.evaluation.plots import curves_figure, png_bytes
 from wavcube_plugins.files import atomic_path
@@ -67,7 +67,7 @@ class Findings:
     model_facts: Mapping[str, str]
     reconstructions: Sequence[Reconstruction]
     speed: float
-    runs: Sequence[Run]
+    runs: Sequence[DemoRun]
     test_sizes: tuple[int, int]
     workspace: str
     facts: Mapping[str, str]
@@ -79,7 +79,7 @@ def mean(values: Sequence[float]) -> float:
     return sum(finite) / len(finite) if finite else math.nan
 
 
-def upstream_text(run: Run, findings: Findings) -> str:
+def upstream_text(run: DemoRun, findings: Findings) -> str:
     """Return an upstream's name in words; WavCube's says so if its weights are untrained."""
     name = UPSTREAMS.get(run.upstream, run.upstream)
     return f"{name}, untrained" if run.upstream == "wavcube" and not findings.trained else name
@@ -91,7 +91,7 @@ def metric_text(name: str, value: float) -> str:
     return "–" if math.isnan(value) else template.format(value)
 
 
-def score_text(run: Run) -> str:
+def score_text(run: DemoRun) -> str:
     """Return a task's score as a percentage, or "failed"."""
     return "failed" if run.error or math.isnan(run.score) else f"{100 * run.score:.1f} %"
 
@@ -119,7 +119,7 @@ def render(findings: Findings) -> str:
     )
 
 
-def _header(findings: Findings, tasks: Sequence[Task]) -> str:
+def _header(findings: Findings, tasks: Sequence[DemoTask]) -> str:
     warning = ""
     if not findings.trained:
         warning = (
@@ -181,7 +181,7 @@ def _reconstruction(findings: Findings) -> str:
     )
 
 
-def _task(task: Task, findings: Findings) -> str:
+def _task(task: DemoTask, findings: Findings) -> str:
     runs = [run for run in findings.runs if run.task.name == task.name]
     names = {run.name: upstream_text(run, findings) for run in runs}
     scores = [run.score for run in runs if not run.error and math.isfinite(run.score)]
@@ -211,7 +211,7 @@ def _task(task: Task, findings: Findings) -> str:
     )
 
 
-def _examples(runs: Sequence[Run]) -> str:
+def _examples(runs: Sequence[DemoRun]) -> str:
     said = next((run.examples for run in runs if run.examples), [])
     if not said:
         return ""

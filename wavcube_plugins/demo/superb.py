@@ -1,8 +1,7 @@
-"""Two SUPERB tasks on the package's speech, through s3prl's own `run_downstream.py` in processes of its own.
+"""Two SUPERB tasks on the bundled speech, through s3prl's own `run_downstream.py`.
 
-They run in a private copy of the installed s3prl, made afresh each time and otherwise unmodified. The tasks keep
-caches of file lists inside the package, which would answer for the next corpus too, and the installed folder may not
-be writable. The commands are those a user types in a clone of s3prl.
+They run in a private copy of the installed s3prl (see `wavcube_plugins.superb.workspace`), made anew each time. The
+commands are the ones a user types in a clone of s3prl.
 """
 
 from __future__ import annotations
@@ -19,11 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wavcube_plugins.files import atomic_path
+from wavcube_plugins.s3prl import hook
+from wavcube_plugins.s3prl.folder import FOLDER_NAME
 from wavcube_plugins.superb import workspace
+from wavcube_plugins.superb.steps import OutputError
+from wavcube_plugins.superb.tasks import numbers
 from wavcube_plugins.synthetic.bundled import SAMPLE_RATE, Utterance
 from wavcube_plugins.synthetic.espeak import PHONES, SILENCE
 
-MISSING = "the demo's tasks need s3prl; from a clone: pip install '.[s3prl]'"
 UNKNOWN = "s3prl does not know -u wavcube here; run: wavcube install-s3prl"
 
 _POLL_SECONDS = 0.5
@@ -97,25 +99,21 @@ downstream_expert:
 """
 
 
-class TaskError(RuntimeError):
-    """s3prl is missing, or a run of it failed; the message says which and where its log is."""
-
-
 @dataclass(frozen=True)
-class Task:
-    """One SUPERB task.
+class DemoTask:
+    """A short form of a SUPERB task.
 
     Args:
         name: Short name, used for files.
-        title: What it is, in words.
+        title: In words.
         downstream: s3prl's name, for `-d`.
-        metric: Its score, as s3prl prints it.
+        metric: The name s3prl prints before its score.
         metric_title: The score in words.
-        higher_is_better: Whether it is an accuracy or an error rate.
-        baselines: s3prl upstreams it is run with besides WavCube.
-        config: The configuration file, with places for the number of steps.
+        higher_is_better: True for an accuracy, False for an error rate.
+        baselines: s3prl upstreams to run it with besides WavCube.
+        config: The configuration file, with placeholders for the number of steps.
         steps: Training steps.
-        evaluations: How often it is measured on dev while training.
+        evaluations: The number of evaluations on dev during training.
     """
 
     name: str
@@ -131,12 +129,12 @@ class Task:
 
     @property
     def interval(self) -> int:
-        """Steps between two evaluations; it divides what is trained."""
+        """The number of steps between two evaluations."""
         return max(1, self.steps // self.evaluations)
 
 
 TASKS = (
-    Task(
+    DemoTask(
         "sid",
         "Speaker identification",
         "voxceleb1",
@@ -149,23 +147,24 @@ TASKS = (
         300,
         10,
     ),
-    Task("pr", "Phone recognition", "ctc", "per", "phone error rate", False, ("fbank",), _PR_CONFIG, 600, 10),
+    DemoTask("pr", "Phone recognition", "ctc", "per", "phone error rate", False, ("fbank",), _PR_CONFIG, 600, 10),
 )
 
 
 @dataclass
-class Run:
+class DemoRun:
     """Training and evaluation of one task on one upstream.
 
     Attributes:
         curves: (step, value) points by name: "dev" and "train" are the metric, "train loss" and "dev loss" the loss.
         score: The metric on test, or NaN.
         error: One sentence if it failed, else "".
-        seconds: What it took.
-        examples: (said, recognised) on test, for tasks that write a transcript.
+        seconds: The time it took.
+        examples: (reference, hypothesis) on test, for tasks that write transcripts.
+        step: The current training step.
     """
 
-    task: Task
+    task: DemoTask
     upstream: str
     commands: list[list[str]]
     log: Path
@@ -181,40 +180,27 @@ class Run:
         return f"{self.task.name}-{self.upstream}"
 
 
-def s3prl_folder() -> Path:
-    """Return the folder of the installed s3prl package.
-
-    Raises:
-        TaskError: it is not installed.
-    """
-    try:
-        return workspace.s3prl_folder()
-    except workspace.WorkspaceError as error:
-        raise TaskError(MISSING) from error
-
-
 def check() -> None:
-    """See whether the tasks can run in this Python.
+    """Check that the tasks can run in this Python.
 
     Raises:
-        TaskError: s3prl is missing, or does not know the WavCube upstreams; the message names the remedy.
+        WorkspaceError: s3prl is missing, or does not know the WavCube upstreams; the message says what to do.
     """
-    folder = s3prl_folder()
+    folder = workspace.s3prl_folder()
     # Either the import hook, which is active in this process too, or a copy of the upstream folder.
-    hooked = any(getattr(finder, "__name__", "") == "WavCubeHook" for finder in sys.meta_path)
-    if not hooked and not (folder / "upstream" / "wavcube").is_dir():
-        raise TaskError(UNKNOWN)
+    if not hook.active() and not (folder / "upstream" / FOLDER_NAME).is_dir():
+        raise workspace.WorkspaceError(UNKNOWN)
 
 
-def prepare(folder: Path, parts: Mapping[str, Sequence[Utterance]], tasks: Sequence[Task]) -> None:
-    """Lay out a folder to run the tasks in: s3prl's copy, the audio, and what the two corpora are described by.
+def prepare(folder: Path, parts: Mapping[str, Sequence[Utterance]], tasks: Sequence[DemoTask]) -> None:
+    """Fill a folder to run the tasks in: the copy of s3prl, the audio, and the lists of both corpora.
 
     Args:
         folder: Must not exist yet.
         parts: Utterances of train, dev and test.
-        tasks: Those whose configuration to write.
+        tasks: The tasks to write configurations for.
     """
-    workspace.copy_s3prl(s3prl_folder(), folder / "s3prl")
+    workspace.copy_s3prl(workspace.s3prl_folder(), folder / "s3prl")
     workspace.keep_espnet_out(folder)
     data = folder / "data"
     speakers = {name: f"id{10001 + index}" for index, name in enumerate(_speakers(parts))}
@@ -222,7 +208,7 @@ def prepare(folder: Path, parts: Mapping[str, Sequence[Utterance]], tasks: Seque
     for number, (part, utterances) in enumerate(parts.items(), 1):
         tables[part] = []
         for utterance in utterances:
-            # VoxCeleb1's layout, which both tasks are happy with: speaker, video, file.
+            # VoxCeleb1's layout, which suits both tasks: speaker, video, file.
             place = f"{speakers[utterance.speaker]}/{utterance.speaker}/{utterance.path.name}"
             target = data / "speech" / "wav" / place
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -230,12 +216,12 @@ def prepare(folder: Path, parts: Mapping[str, Sequence[Utterance]], tasks: Seque
             listing.append(f"{number} {place}")
             tables[part].append(f"data/speech/wav/{place},{' '.join(utterance.phones)}")
     _write(data / "sid.txt", listing)
-    # One epoch of s3prl's `ctc` must last the whole training: after the first it starts twelve workers per epoch.
+    # One epoch of s3prl's `ctc` must last the whole training: it starts twelve workers for each later epoch.
     longest = max(task.steps for task in tasks)
     tables["train"] *= math.ceil(8 * longest / len(tables["train"]))
     for part, rows in tables.items():
         _write(data / "pr" / f"{part}.csv", ["wav_path,transcription", *rows])
-    # The transcriptions are phones already, so that they are exact; every phone is a word of its own.
+    # The transcriptions are exact because they are phones already; every phone is a word of its own.
     phones = [phone for phone in PHONES if phone != SILENCE]
     _write(data / "pr" / "phones.txt", phones)
     _write(data / "pr" / "lexicon.txt", [f"{phone} {phone}" for phone in phones])
@@ -244,13 +230,13 @@ def prepare(folder: Path, parts: Mapping[str, Sequence[Utterance]], tasks: Seque
         _write(folder / f"{task.name}.yaml", [task.config.format(**settings).rstrip()])
 
 
-def plan(folder: Path, tasks: Sequence[Task], checkpoint: str) -> list[Run]:
-    """List the runs, with their command lines: every task on WavCube and on its baselines.
+def plan(folder: Path, tasks: Sequence[DemoTask], checkpoint: str) -> list[DemoRun]:
+    """Return the runs with their command lines: every task on WavCube and on its baselines.
 
     Args:
         folder: A folder made by `prepare`.
         tasks: The tasks.
-        checkpoint: What `-k` names: a preset, a folder or file by its absolute path, or a hub name.
+        checkpoint: For `-k`: a preset, a folder or file by its absolute path, or a hub name.
     """
     runs = []
     for task in tasks:
@@ -261,19 +247,21 @@ def plan(folder: Path, tasks: Sequence[Task], checkpoint: str) -> list[Run]:
             train = ["-m", "train", *choice, "-d", task.downstream, "-c", f"{task.name}.yaml", "-p", result]
             evaluate = ["-m", "evaluate", "-e", f"{result}/dev-best.ckpt"]
             commands = [[*script, *arguments, "--device", "cpu"] for arguments in (train, evaluate)]
-            runs.append(Run(task, upstream, commands, folder / f"{task.name}-{upstream}.log"))
+            runs.append(DemoRun(task, upstream, commands, folder / f"{task.name}-{upstream}.log"))
     return runs
 
 
-def execute(runs: Sequence[Run], folder: Path, progress: Callable[[Sequence[Run], Sequence[Run]], None]) -> None:
+def execute(
+    runs: Sequence[DemoRun], folder: Path, progress: Callable[[Sequence[DemoRun], Sequence[DemoRun]], None]
+) -> None:
     """Run everything, two at a time where there are two cores; a run that fails does not stop the others.
 
-    Whatever ends this function, Ctrl-C among it, ends the processes too.
+    Whatever ends this function, Ctrl-C included, ends the processes too.
 
     Args:
         runs: From `plan`; their results are filled in.
         folder: The folder they run in.
-        progress: Called twice a second with the runs going on and those that have just ended.
+        progress: Called twice a second with the runs in progress and those that have just ended.
     """
     cores = os.cpu_count() or 1
     places = min(2, cores)
@@ -294,9 +282,9 @@ def execute(runs: Sequence[Run], folder: Path, progress: Callable[[Sequence[Run]
 
 
 class _Process:
-    """A run on its way: the process of its current command."""
+    """A run in progress: the process of its current command."""
 
-    def __init__(self, run: Run, folder: Path, environment: dict[str, str]):
+    def __init__(self, run: DemoRun, folder: Path, environment: dict[str, str]):
         self.run = run
         self._folder = folder
         self._environment = environment
@@ -307,7 +295,7 @@ class _Process:
 
     def _start(self) -> None:
         self._command = self._waiting.pop(0)
-        # The best checkpoint is missing if no evaluation was better than nothing; the last one is always there.
+        # s3prl writes a best checkpoint only once dev improves; the last one is always there.
         if "evaluate" in self._command:
             best = self._command.index("-e") + 1
             if not (self._folder / self._command[best]).is_file():
@@ -327,7 +315,7 @@ class _Process:
             )
 
     def advance(self) -> bool:
-        """Look at the process, start the next command where one has ended, and return whether the run is over."""
+        """Look at the process, start the next command when it has ended, and return whether the run is over."""
         status = self._process.poll()
         output = self._output()
         run = self.run
@@ -338,7 +326,7 @@ class _Process:
             return False
         run.seconds = time.monotonic() - self._started
         if status:
-            run.error = f"exit status {status}: {_last_words(output)}; the log is {run.log.name}"
+            run.error = f"exit status {status}: {workspace.last_words(output)}; the log is {run.log.name}"
             return True
         if self._waiting:
             run.step = run.task.steps
@@ -347,7 +335,7 @@ class _Process:
             return False
         try:
             run.score = read_score(output, run.task)
-        except ValueError as error:
+        except OutputError as error:
             run.error = f"{error}; the log is {run.log.name}"
         run.examples = read_examples(self._folder / "result" / run.name)
         return True
@@ -361,8 +349,8 @@ class _Process:
             return log.read().decode("utf-8", "replace")
 
 
-def read_curves(output: str, task: Task) -> dict[str, list[tuple[float, float]]]:
-    """Find the scores and losses in what s3prl printed while training; it prints one every `interval` steps."""
+def read_curves(output: str, task: DemoTask) -> dict[str, list[tuple[float, float]]]:
+    """Read the scores and losses that s3prl printed during training, one every `interval` steps."""
     curves = {}
     for part in ("train", "dev"):
         for name, label in ((task.metric, part), ("loss", f"{part} loss")):
@@ -371,20 +359,20 @@ def read_curves(output: str, task: Task) -> dict[str, list[tuple[float, float]]]
     return curves
 
 
-def read_score(output: str, task: Task) -> float:
-    """Find the test score in what s3prl printed while evaluating.
+def read_score(output: str, task: DemoTask) -> float:
+    """Read the test score that s3prl printed.
 
     Raises:
-        ValueError: it is not there.
+        OutputError: it printed none.
     """
     values = _printed(output, "test", task.metric)
     if not values:
-        raise ValueError(f"s3prl printed no test {task.metric}")
+        raise OutputError(f"s3prl printed no test {task.metric}")
     return values[-1]
 
 
 def read_examples(result: Path, most: int = 3) -> list[tuple[str, str]]:
-    """Read what was said and what was recognised on test, of the tasks that write it."""
+    """Read some references and hypotheses of the test set, for tasks that write them."""
     texts = []
     for kind in ("ref", "hyp"):
         path = result / f"test-{kind}.ark"
@@ -399,13 +387,7 @@ def read_examples(result: Path, most: int = 3) -> list[tuple[str, str]]:
 
 
 def _printed(output: str, part: str, name: str) -> list[float]:
-    # Anywhere in a line: s3prl prints over its own progress bars.
-    return [float(value) for value in re.findall(rf"{part} {name}: (nan|inf|[0-9.]+(?:e[+-]?\d+)?)", output)]
-
-
-def _last_words(output: str) -> str:
-    lines = [line.strip() for line in re.split(r"[\r\n]", output) if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return numbers(f"{part} {name}: ", output)
 
 
 def _speakers(parts: Mapping[str, Sequence[Utterance]]) -> list[str]:

@@ -1,51 +1,52 @@
-"""Adds the WavCube entries to `s3prl.hub` at the moment it is imported, without touching s3prl's files.
+"""Adds the WavCube entries to `s3prl.hub` when it is imported, without touching s3prl's files.
 
-Python runs `wavcube_s3prl_hook.pth` at every start. It puts a finder into `sys.meta_path` that knows one name,
-s3prl.hub, and imports this module when asked for that. WAVCUBE_S3PRL_HOOK=0 in the environment switches it off.
+Python runs `wavcube_s3prl_hook.pth` at every start. It adds a function to `sys.meta_path` that knows one name,
+s3prl.hub, and imports this module when asked for it. WAVCUBE_S3PRL_HOOK=0 (or false, no, off, empty) disables it.
 """
 
 import os
 import sys
+import warnings
+from importlib.util import find_spec
+
+from wavcube_plugins.s3prl.imports import ModuleFinder, WrappedLoader
 
 HUB = "s3prl.hub"
 SWITCH = "WAVCUBE_S3PRL_HOOK"
+_OFF = ("", "0", "false", "no", "off")
 
 
-class WavCubeHook:
-    """A finder for `sys.meta_path` that lets the others find `s3prl.hub` and wraps its loader."""
+def enabled() -> bool:
+    """Return whether the environment leaves the hook on."""
+    return os.environ.get(SWITCH, "on").strip().lower() not in _OFF
 
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name != HUB:
-            return None
-        for finder in sys.meta_path:
-            if _is_ours(finder) or not hasattr(finder, "find_spec"):
-                continue
-            spec = finder.find_spec(name, path, target)
-            if spec is not None:
-                if spec.loader is not None:
-                    spec.loader = _HubLoader(spec.loader)
-                return spec
-        return None
+
+def active() -> bool:
+    """Return whether `s3prl.hub` has the WavCube entries in this process, or will have when it is imported.
+
+    Raises:
+        ModuleNotFoundError: s3prl is not installed.
+    """
+    if HUB in sys.modules:
+        return hasattr(sys.modules[HUB], "wavcube")
+    spec = find_spec(HUB)
+    return spec is not None and isinstance(spec.loader, WrappedLoader)
 
 
 def find_hub(path, target):
-    """Find `s3prl.hub` on behalf of the `.pth` file's finder, unless the hook is switched off."""
-    return None if os.environ.get(SWITCH) == "0" else WavCubeHook.find_spec(HUB, path, target)
+    """Find `s3prl.hub` on behalf of the `.pth` file's function, unless the hook is disabled."""
+    return _FINDER.find_spec(HUB, path, target) if enabled() else None
 
 
 def register() -> None:
-    """Give `s3prl.hub` the WavCube entries, now if it is loaded and whenever it will be, `.pth` file or not."""
-    if WavCubeHook not in sys.meta_path:
-        sys.meta_path.insert(0, WavCubeHook)
-    if HUB in sys.modules:
-        add_entries(sys.modules[HUB])
+    """Give `s3prl.hub` the WavCube entries, now if it is loaded and whenever it will be, with or without the `.pth`."""
+    _FINDER.install()
 
 
 def add_entries(hub) -> None:
-    """Add the WavCube entries to the loaded module `s3prl.hub`; names it has already stay as they are.
+    """Add the WavCube entries to the loaded module `s3prl.hub`; names it already has stay as they are.
 
-    Whatever goes wrong is a warning: somebody who uses another upstream must not be stopped by this one.
+    Failures are only warnings: this package must not stop people who use another upstream.
     """
     try:
         from wavcube_plugins.s3prl import hubconf
@@ -53,17 +54,36 @@ def add_entries(hub) -> None:
         for name in hubconf.__all__:
             if not hasattr(hub, name):
                 setattr(hub, name, getattr(hubconf, name))
-        allow_saved_arguments()
+        allow_saved_arguments_in_runner()
     except Exception as error:
-        import warnings
-
         warnings.warn(f"wavcube_plugins could not add its upstreams to s3prl: {error}", stacklevel=2)
+
+
+def restore_torchaudio() -> None:
+    """Add the functions that torchaudio dropped in 2.9, without which s3prl 0.4 cannot be imported.
+
+    Does nothing with an older torchaudio. Failures are only warnings, as in `add_entries`.
+    """
+    try:
+        from wavcube_plugins.s3prl import torchaudio_shims
+
+        torchaudio_shims.restore()
+    except Exception as error:
+        warnings.warn(f"wavcube_plugins could not prepare torchaudio for s3prl: {error}", stacklevel=2)
+
+
+def allow_saved_arguments_in_runner() -> None:
+    """Call `allow_saved_arguments` if this process is s3prl's `run_downstream.py`, and only then."""
+    from wavcube_plugins.s3prl.script import runs_downstream
+
+    if runs_downstream():
+        allow_saved_arguments()
 
 
 def allow_saved_arguments() -> None:
     """Let torch.load read s3prl's checkpoints, which hold the command line as an `argparse.Namespace`.
 
-    Since torch 2.6 it refuses every class that is not on its list; a namespace only holds values and runs nothing.
+    Since torch 2.6 only classes on its list are read by default; a namespace holds values and runs nothing.
     """
     from argparse import Namespace
 
@@ -72,25 +92,4 @@ def allow_saved_arguments() -> None:
     add_safe_globals([Namespace])
 
 
-class _HubLoader:
-    """The module's own loader, followed by `add_entries`."""
-
-    def __init__(self, loader):
-        self._loader = loader
-
-    def __getattr__(self, name):
-        if name == "_loader":  # not set yet, as while being copied
-            raise AttributeError(name)
-        return getattr(self._loader, name)
-
-    def create_module(self, spec):
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module):
-        self._loader.exec_module(module)
-        add_entries(module)
-
-
-def _is_ours(finder) -> bool:
-    # The .pth file's finder is a class of its own with the same name: this module is not loaded when it is made.
-    return getattr(finder, "__name__", None) == WavCubeHook.__name__
+_FINDER = ModuleFinder(HUB, before=restore_torchaudio, after=add_entries)

@@ -1,7 +1,7 @@
-"""Small repairs that let s3prl 0.4 run beside libraries that have moved on since its release.
+"""Small repairs that let s3prl 0.4 run with libraries that have moved on since its release.
 
-Each function mends one thing, does nothing where that thing is in order, and returns whether it did something.
-`wavcube_plugins.s3prl.run` applies them all; nothing else does.
+Each function repairs one thing, does nothing where that thing works, and returns whether it did something. They are
+applied by `wavcube_plugins.s3prl.run` and by nothing else; the import hook only restores what torchaudio dropped.
 """
 
 from __future__ import annotations
@@ -9,107 +9,82 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import sys
-import warnings
-from importlib.util import find_spec
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from wavcube_plugins.audio import read_info, resample
 from wavcube_plugins.files import atomic_path
+from wavcube_plugins.s3prl.imports import ModuleFinder
+from wavcube_plugins.s3prl.torchaudio_shims import audio_backend, audio_files, sox_effects
 
-
-def audio_backend() -> bool:
-    """Give torchaudio from 2.9 on back the function `set_audio_backend`, which has nothing left to choose."""
-    import torchaudio
-
-    if hasattr(torchaudio, "set_audio_backend"):
-        return False
-    torchaudio.set_audio_backend = lambda backend: None
-    return True
-
-
-def audio_files() -> bool:
-    """Read and write audio with soundfile where torchaudio, from 2.9 on, would need torchcodec for it."""
-    import torchaudio
-
-    if hasattr(torchaudio, "info"):
-        return False
-    torchaudio.info = read_info
-    if find_spec("torchcodec") is None:
-        torchaudio.load, torchaudio.save = _load, _save
-    return True
-
-
-def sox_effects() -> bool:
-    """Replace torchaudio's sox effects where they are gone (from 2.9 on) or the system has no libsox.
-
-    The effects that s3prl's tasks use are there: channels, rate, gain, and silence in speaker verification's form.
-    """
-    import torchaudio
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torchaudio.sox_effects.effect_names()
-    except (AttributeError, ImportError, OSError, RuntimeError):
-        module = ModuleType("torchaudio.sox_effects")
-        module.apply_effects_file, module.apply_effects_tensor = apply_effects_file, apply_effects_tensor
-        torchaudio.sox_effects = sys.modules[module.__name__] = module
-        return True
-    return False
+# Environment variables that `wavcube superb` sets for its processes.
+WORKERS, WHOLE = "WAVCUBE_S3PRL_WORKERS", "WAVCUBE_S3PRL_WHOLE"
 
 
 def hub_functions() -> bool:
-    """Give huggingface_hub back what s3prl's `--hub huggingface` calls: a login by password and positional arguments.
+    """Restore what s3prl's `--hub huggingface` calls in huggingface_hub: login by password, positional arguments.
 
-    The token is the one `hf auth login` stored; public models need none.
+    The token is the one stored by `hf auth login`; public models need none.
     """
     import huggingface_hub
 
-    mended = False
+    added: dict[str, Any] = {}
     if not hasattr(huggingface_hub, "HfFolder"):
-        huggingface_hub.HfFolder = type("HfFolder", (), {"get_token": staticmethod(huggingface_hub.get_token)})
-        mended = True
+        added["HfFolder"] = type("HfFolder", (), {"get_token": staticmethod(huggingface_hub.get_token)})
     if not hasattr(huggingface_hub, "Repository"):
-        huggingface_hub.Repository = _Repository
-        mended = True
-    if not hasattr(huggingface_hub.HfApi, "login"):
-        huggingface_hub.HfApi.login = lambda self, username=None, password=None: huggingface_hub.get_token()
-        huggingface_hub.HfFolder.save_token = staticmethod(lambda token: None)  # it is stored already
-        mended = True
+        added["Repository"] = _Repository
     download = huggingface_hub.snapshot_download
     if inspect.signature(download).parameters["revision"].kind is inspect.Parameter.KEYWORD_ONLY:
 
         def snapshot_download(repo_id, revision=None, use_auth_token=None, **arguments):
             return download(repo_id, revision=revision, **arguments)
 
-        huggingface_hub.snapshot_download = snapshot_download
-        mended = True
-    return mended
-
-
-def cuda_calls() -> bool:
-    """Let `tensor.cuda()` leave a tensor where it is on a machine without a GPU.
-
-    Speaker verification's code calls it whatever `--device` says.
-    """
-    if torch.cuda.is_available() or getattr(Tensor.cuda, "by_wavcube", False):
-        return False
-
-    def cuda(self, device=None, non_blocking=False, memory_format=torch.preserve_format):
-        return self
-
-    cuda.by_wavcube = True
-    Tensor.cuda = cuda
+        added["snapshot_download"] = snapshot_download
+    for name, value in added.items():
+        setattr(huggingface_hub, name, value)
+    if hasattr(huggingface_hub.HfApi, "login"):
+        return bool(added)
+    hub: Any = huggingface_hub
+    hub.HfApi.login = lambda self, username=None, password=None: huggingface_hub.get_token()
+    hub.HfFolder.save_token = staticmethod(lambda token: None)  # it is stored already
     return True
 
 
+def verification_device() -> bool:
+    """Keep the tensors of speaker verification on the device of its features when that is the CPU.
+
+    Its code calls `.cuda()` whatever `--device` says. `Tensor.cuda` is replaced only while that code runs.
+    """
+    ModuleFinder("s3prl.downstream.sv_voxceleb1.expert", after=_stay_on_device).install()
+    return False  # so far nothing has been changed
+
+
+def _stay_on_device(module: ModuleType) -> None:
+    expert: Any = module.DownstreamExpert
+    if getattr(expert.forward, "by_wavcube", False):
+        return
+    forward = expert.forward
+
+    @functools.wraps(forward)
+    def on_features_device(self, mode, features, *arguments, **options):
+        if features[0].is_cuda:
+            return forward(self, mode, features, *arguments, **options)
+        cuda = Tensor.cuda
+        Tensor.cuda = lambda tensor, *_, **__: tensor  # type: ignore[method-assign]
+        try:
+            return forward(self, mode, features, *arguments, **options)
+        finally:
+            Tensor.cuda = cuda  # type: ignore[method-assign]
+
+    expert.forward = _marked(on_features_device)
+
+
 def loader_workers() -> bool:
-    """Start at most WAVCUBE_S3PRL_WORKERS processes per data loader, where that is set in the environment.
+    """Start at most WAVCUBE_S3PRL_WORKERS processes per data loader, if that is set in the environment.
 
     The configurations ask for many, and some of s3prl's tasks for twelve whatever the configuration says.
     """
@@ -117,20 +92,22 @@ def loader_workers() -> bool:
     if not most or getattr(DataLoader.__init__, "by_wavcube", False):
         return False
     initialise = DataLoader.__init__
+    signature = inspect.signature(initialise)
 
     @functools.wraps(initialise)
-    def limited(self, *arguments, num_workers=0, **options):
-        initialise(self, *arguments, num_workers=min(num_workers, int(most)), **options)
+    def limited(self, *arguments, **options):
+        bound = signature.bind(self, *arguments, **options)
+        bound.arguments["num_workers"] = min(bound.arguments.get("num_workers", 0), int(most))
+        initialise(*bound.args, **bound.kwargs)
 
-    limited.by_wavcube = True
-    DataLoader.__init__ = limited
+    DataLoader.__init__ = _marked(limited)  # type: ignore[method-assign]
     return True
 
 
 def whole_checkpoints() -> bool:
-    """Let `torch.save` write under another name first, where WAVCUBE_S3PRL_WHOLE is set in the environment.
+    """Make `torch.save` write to another name first, if WAVCUBE_S3PRL_WHOLE is set in the environment.
 
-    s3prl resumes from the newest checkpoint; a process killed while it saves would leave half of one.
+    s3prl resumes from the newest checkpoint; a process killed while saving would leave half of one.
     """
     if not os.environ.get(WHOLE) or getattr(torch.save, "by_wavcube", False):
         return False
@@ -143,111 +120,27 @@ def whole_checkpoints() -> bool:
         with atomic_path(f) as temporary:
             write(obj, os.fspath(temporary), *arguments, **options)
 
-    save.by_wavcube = True
-    torch.save = save
+    torch.save = _marked(save)
     return True
 
 
-# Set by `wavcube superb` for its processes.
-WORKERS, WHOLE = "WAVCUBE_S3PRL_WORKERS", "WAVCUBE_S3PRL_WHOLE"
-ALL = (audio_backend, audio_files, sox_effects, hub_functions, cuda_calls, loader_workers, whole_checkpoints)
+ALL = (
+    audio_backend,
+    audio_files,
+    sox_effects,
+    hub_functions,
+    verification_device,
+    loader_workers,
+    whole_checkpoints,
+)
 
 
-def apply_effects_tensor(
-    tensor: Tensor, sample_rate: int, effects: list[list[str]], channels_first: bool = True
-) -> tuple[Tensor, int]:
-    """Apply sox effects to a waveform as `torchaudio.sox_effects.apply_effects_tensor` does.
-
-    Args:
-        tensor: (channels, T) or, if not `channels_first`, (T, channels).
-        sample_rate: Its rate in Hz.
-        effects: Names with their arguments: channels, rate, gain (dB), silence (as `remove_silence` has it).
-
-    Returns:
-        The waveform in the same layout, and its rate.
-
-    Raises:
-        ValueError: another effect, or one of these in another form.
-    """
-    waveform = tensor if channels_first else tensor.t()
-    for name, *values in effects:
-        if name == "channels":
-            if int(values[0]) < len(waveform):
-                waveform = waveform.mean(dim=0, keepdim=True)
-            waveform = waveform.expand(int(values[0]), -1)
-        elif name == "rate":
-            waveform, sample_rate = resample(waveform, sample_rate, int(values[0])), int(values[0])
-        elif name == "gain":
-            waveform = (waveform * 10 ** (float(values[0]) / 20)).clamp(-1, 1)
-        elif name == "silence" and len(waveform) == 1 and values == ["1", *values[1:3], "-1", *values[1:3]]:
-            seconds, level = float(values[1]), float(values[2].rstrip("%")) / 100
-            waveform = remove_silence(waveform[0], sample_rate, seconds=seconds, level=level)[None]
-        else:
-            effect = " ".join([name, *values])
-            raise ValueError(f"the sox effect {effect!r} needs the library libsox (Debian: apt install libsox-dev)")
-    return waveform if channels_first else waveform.t(), sample_rate
-
-
-def apply_effects_file(path: str | os.PathLike, effects: list[list[str]]) -> tuple[Tensor, int]:
-    """Read a file and apply sox effects to it; see `apply_effects_tensor`."""
-    return apply_effects_tensor(*_load(path), effects)
-
-
-def remove_silence(waveform: Tensor, sample_rate: int, *, seconds: float, level: float) -> Tensor:
-    """Cut out silence as sox's `silence 1 SECONDS LEVEL% -1 SECONDS LEVEL%` does.
-
-    Sound begins with `seconds` without a break above the level and ends with as many below it; the level is that of the
-    last 20 ms, which are counted from zero again after every end.
-
-    Args:
-        waveform: (T,).
-        sample_rate: Its rate in Hz.
-        seconds: Least duration of sound and of silence.
-        level: Root mean square that divides them, 1 is full scale.
-
-    Returns:
-        The parts with sound, joined (T',).
-    """
-    window, duration = sample_rate // 50, round(seconds * sample_rate)
-    energy = torch.cat([waveform.new_zeros(1, dtype=torch.float64), waveform.double().square().cumsum(0)])
-    kept, start = [waveform[:0]], 0
-    while start < len(waveform):
-        last = torch.arange(start, len(waveform), device=waveform.device) + 1
-        first = (last - window).clamp_min(start)
-        loud = ((energy[last] - energy[first]) / window).clamp_min(0).sqrt() > level
-        sound = _first_run(loud, duration)
-        if sound is None:
-            break
-        silence = _first_run(~loud[sound + duration :], duration)
-        end = len(waveform) if silence is None else start + sound + duration + silence
-        kept.append(waveform[start + sound : end])
-        start = end + duration
-    return torch.cat(kept)
-
-
-def _first_run(flags: Tensor, length: int) -> int | None:
-    """Return where the first `length` true flags in a row begin."""
-    if len(flags) < length:
-        return None
-    count = torch.cat([flags.new_zeros(1, dtype=torch.long), flags.long().cumsum(0)])
-    runs = (count[length:] - count[:-length] == length).nonzero()
-    return int(runs[0]) if len(runs) else None
+def _marked(function: Callable) -> Any:
+    """Mark a replacement, so that it is made once."""
+    function.by_wavcube = True  # type: ignore[attr-defined]
+    return function
 
 
 class _Repository:
     def __init__(self, *arguments, **named):
         raise RuntimeError("--push_to_hf_hub needs huggingface_hub below 1.0: pip install 'huggingface_hub<1'")
-
-
-def _load(uri, frame_offset: int = 0, num_frames: int = -1, channels_first: bool = True) -> tuple[Tensor, int]:
-    import soundfile
-
-    samples, rate = soundfile.read(uri, num_frames, frame_offset, dtype="float32", always_2d=True)
-    waveform = torch.from_numpy(samples)
-    return waveform.t() if channels_first else waveform, rate
-
-
-def _save(uri, src: Tensor, sample_rate: int) -> None:
-    import soundfile
-
-    soundfile.write(uri, src.t().numpy(), sample_rate)

@@ -1,6 +1,8 @@
-"""`wavcube superb`: the tasks of SUPERB and SUPERB-SG through s3prl's own runner, from one file that describes them.
+"""`wavcube superb`: the tasks of SUPERB and SUPERB-SG through s3prl's own runner, as one file describes them.
 
-`tasks` is the table of tasks, `corpora` what each needs on disk, `bench` the file and the command lines, `running` the
-processes, `results` what is read from them, `scoring` the rules s3prl leaves to other tools, `mini` a small synthesised
-set. `workspace` is the private copy of s3prl they run in; the demo uses it too.
+`tasks` is the table of tasks. `bench_file` reads the file into a `bench` of `rows`; `corpora` checks what each task
+needs on disk; `runs` are the trainings and their command lines. `running` runs them, each as a `job` with the `steps`
+of its task; `changes` and `caches` keep runs apart. `results`, `picture`, `score`, `scoring` and `conversion` make the
+numbers. `mini` is a small synthesised set. `workspace` is the private copy of s3prl that all of it runs in; the demo
+uses it too.
 """

@@ -1,4 +1,4 @@
-"""The subcommands of `wavcube superb`; nothing heavy is imported before one runs."""
+"""The subcommands of `wavcube superb`; nothing heavy is imported until one runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from wavcube_plugins.errors import FAILED, OK, InputError
 if TYPE_CHECKING:
     from wavcube_plugins.superb.bench import Bench
     from wavcube_plugins.superb.corpora import Site
-    from wavcube_plugins.superb.running import Job
+    from wavcube_plugins.superb.job import Job
+    from wavcube_plugins.superb.results import Table
+    from wavcube_plugins.superb.runs import Run
 
 EXAMPLE = """\
 title: SUPERB
@@ -31,7 +33,12 @@ tasks: [pr, asr, sid]"""
 
 
 def add_subcommands(command: argparse.ArgumentParser, parser_class: type[argparse.ArgumentParser]) -> None:
-    """Give the parser of `wavcube superb` its subcommands."""
+    """Give the parser of `wavcube superb` its subcommands.
+
+    Args:
+        command: That parser.
+        parser_class: The class of the subcommands' parsers.
+    """
     actions = command.add_subparsers(dest="action", metavar="ACTION", title="actions", parser_class=parser_class)
 
     def add(name: str, run: Callable, summary: str, example: str) -> argparse.ArgumentParser:
@@ -39,64 +46,65 @@ def add_subcommands(command: argparse.ArgumentParser, parser_class: type[argpars
         action.set_defaults(act=run)
         return action
 
-    def choices(action: argparse.ArgumentParser) -> None:
-        action.add_argument(
-            "bench", metavar="BENCH", type=Path, help="the bench file (YAML); see wavcube superb --help"
-        )
-        action.add_argument(
-            "--tasks", metavar="NAMES", help="only these, comma-separated: pr,asr,ks,qbe,sid,asv,sd,er,…"
-        )
-        action.add_argument("--rows", metavar="LABELS", help="only these rows, comma-separated")
-        action.add_argument(
-            "--features", metavar="NAMES", help="more rows for every WavCube row: layers, restored, wavlm, latent"
-        )
-        rates = action.add_mutually_exclusive_group()
-        rates.add_argument("--sweep", action="store_true", help="try the protocol's learning rates, 1e-1 … 1e-7")
-        rates.add_argument("--lr", metavar="RATES", help="try these learning rates, comma-separated")
-
     action = add("plan", _plan, "print the command lines that would run", "wavcube superb plan bench.yaml --tasks sid")
-    choices(action)
+    _add_choices(action)
     action = add(
         "prepare", _prepare, "check every corpus, and make the lists s3prl needs", "wavcube superb prepare bench.yaml"
     )
-    choices(action)
-    action.add_argument("--check", action="store_true", help="only say what would be made")
+    _add_choices(action)
+    action.add_argument("--check", action="store_true", help="only print what would be made")
     action = add(
-        "run", _run, "run what is not done yet; goes on after any stop", "wavcube superb run bench.yaml --gpus 0,1"
+        "run", _run, "run what is not done yet; resumes after any stop", "wavcube superb run bench.yaml --gpus 0,1"
     )
-    choices(action)
+    _add_choices(action)
     action.add_argument("--jobs", type=int, metavar="N", help="runs side by side; default: one, or one per GPU named")
     action.add_argument("--gpus", metavar="NAMES", help="GPUs to use, comma-separated; one run on each")
-    action.add_argument("--device", choices=("cpu", "cuda"), help="instead of the bench file's")
-    action = add("collect", _collect, "print and save the table and its picture", "wavcube superb collect bench.yaml")
-    choices(action)
-    action.add_argument("--only-measured", action="store_true", help="leave the published rows out")
+    action.add_argument("--device", choices=("cpu", "cuda"), help="override the bench file's device")
+    action = add("collect", _collect, "print and save the results and a plot", "wavcube superb collect bench.yaml")
+    _add_choices(action)
+    action.add_argument("--only-measured", action="store_true", help="leave out the published rows")
     action = add("score", _score, "print the SUPERB score of every row", "wavcube superb score bench.yaml")
-    choices(action)
+    _add_choices(action)
     action.add_argument("--constants", type=Path, metavar="FILE", help="YAML with `fbank`, `sota`, `source` and `date`")
     action.add_argument(
-        "--between", metavar="ZERO,ONE", help="two rows of the table in place of Fbank and the best known"
+        "--between", metavar="ZERO,ONE", help="two rows of the results, in place of Fbank and the best known result"
     )
     action = add("mini", _mini, "make the mini SUPERB, and run it", "wavcube superb mini superb_mini/")
     action.add_argument("folder", metavar="FOLDER", type=Path, help="where everything goes")
-    action.add_argument("--only-make", action="store_true", help="make its speech and bench file, and run nothing")
+    action.add_argument("--only-make", action="store_true", help="make the speech and the bench file, and run nothing")
     action.add_argument("--short", action="store_true", help="a few utterances and steps, to see that every task runs")
-    action.add_argument("--tasks", metavar="NAMES", help="only these, comma-separated")
+    action.add_argument("--tasks", metavar="NAMES", help="only these tasks, comma-separated")
     action.add_argument("--jobs", type=int, metavar="N", help="runs side by side; default: one per core")
 
 
+def _add_choices(action: argparse.ArgumentParser) -> None:
+    """Add the arguments that choose a bench and some of its runs."""
+    action.add_argument("bench", metavar="BENCH", type=Path, help="the bench file (YAML); see wavcube superb --help")
+    action.add_argument(
+        "--tasks", metavar="NAMES", help="only these tasks, comma-separated: pr,asr,ks,qbe,sid,asv,sd,er,…"
+    )
+    action.add_argument("--rows", metavar="LABELS", help="only these rows, comma-separated")
+    action.add_argument(
+        "--features", metavar="NAMES", help="more rows for every WavCube row: layers, restored, wavlm, latent"
+    )
+    rates = action.add_mutually_exclusive_group()
+    rates.add_argument("--sweep", action="store_true", help="try the protocol's learning rates, 1e-1 … 1e-7")
+    rates.add_argument("--lr", metavar="RATES", help="try these learning rates, comma-separated")
+
+
 def main(arguments: argparse.Namespace) -> int:
-    """Run a subcommand; errors are raised for `wavcube` to explain."""
+    """Run a subcommand and return its exit code; errors are raised for `wavcube` to report."""
     if getattr(arguments, "act", None) is None:
         raise InputError("name an action: plan, prepare, run, collect, score or mini (see wavcube superb --help)")
     return arguments.act(arguments)
 
 
 def _bench(arguments: argparse.Namespace) -> Bench:
-    from wavcube_plugins.superb.bench import Bench, BenchError
+    from wavcube_plugins.superb.bench_file import read_bench
+    from wavcube_plugins.superb.rows import BenchError
     from wavcube_plugins.superb.tasks import find_tasks
 
-    bench = Bench.read(arguments.bench)
+    bench = read_bench(arguments.bench)
     if arguments.features:
         bench.add_features(_names(arguments.features))
     if arguments.tasks:
@@ -113,8 +121,8 @@ def _bench(arguments: argparse.Namespace) -> Bench:
     return bench
 
 
-def _runs(bench: Bench, arguments: argparse.Namespace) -> list:
-    from wavcube_plugins.superb.bench import make_runs
+def _runs(bench: Bench, arguments: argparse.Namespace) -> list[Run]:
+    from wavcube_plugins.superb.runs import make_runs
 
     try:
         rates = [float(rate) for rate in _names(arguments.lr)] if arguments.lr else None
@@ -130,8 +138,9 @@ def _names(text: str) -> list[str]:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from wavcube_plugins.superb.bench import CODE, shell
+    from wavcube_plugins.superb.bench import CODE
     from wavcube_plugins.superb.corpora import survey
+    from wavcube_plugins.superb.runs import shell
 
     bench = _bench(arguments)
     runs = _runs(bench, arguments)
@@ -143,7 +152,9 @@ def _plan(arguments: argparse.Namespace) -> int:
         for sentence in site.missing:
             print(f"# missing: {sentence}")
         config = bench.write_config(task, site.paths)
-        for run in (one for one in runs if one.task is task):
+        for index, run in enumerate(one for one in runs if one.task is task):
+            if not index and (note := run.planned_note(config)):
+                print(f"# {note}")
             print(f"# {run.name}" + (", done" if run.state().get("done") else ""))
             for command in run.planned_commands(config):
                 print(shell(command))
@@ -213,7 +224,7 @@ def _execute(bench: Bench, runs: Sequence, jobs: int | None, gpus: Sequence[str]
 
 
 class _Progress:
-    """A bar over runs, with what is going on beside it."""
+    """A bar over runs, with the runs in progress beside it."""
 
     def __init__(self, runs: Sequence):
         from tqdm import tqdm
@@ -239,10 +250,10 @@ class _Progress:
         self._bar.set_postfix_str("; ".join(going), refresh=True)
 
 
-def _table(bench: Bench, arguments: argparse.Namespace):
-    """Collect whatever has been run, with any learning rate, of the rows and tasks at hand."""
-    from wavcube_plugins.superb.bench import Run, make_runs
+def _table(bench: Bench, arguments: argparse.Namespace) -> Table:
+    """Collect everything that has been run, at any learning rate, of the chosen rows and tasks."""
     from wavcube_plugins.superb.results import ResultError, collect
+    from wavcube_plugins.superb.runs import Run, make_runs
 
     runs = {run.name: run for run in make_runs(bench)} | {run.name: run for run in _runs(bench, arguments)}
     if not (arguments.lr or arguments.sweep):
@@ -271,21 +282,17 @@ def _collect(arguments: argparse.Namespace) -> int:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from wavcube_plugins.superb.results import (
-        constants_of,
-        published_table,
-        read_constants,
-        superb_score,
-    )
+    from wavcube_plugins.superb.results import published_table
+    from wavcube_plugins.superb.score import constants_of, read_constants, superb_score
 
     bench = _bench(arguments)
     table = _table(bench, arguments)
+    others: Table = {}
     if arguments.between:
         names = _names(arguments.between)
         if len(names) != 2:
             raise InputError(f"--between takes two rows, got {arguments.between!r}")
         fbank, sota, source = constants_of(table, *names)
-        others = {}
     else:
         if not bench.published and arguments.constants is None:
             raise InputError(
@@ -295,27 +302,24 @@ def _score(arguments: argparse.Namespace) -> int:
         others = published_table()
     for label, row in [*table.items(), *((f"{name} (published)", row) for name, row in others.items())]:
         value, names = superb_score(row, fbank, sota)
-        what = (
-            f"{value:7.1f}  over {', '.join(name.upper() for name in names)}"
-            if names
-            else "     –  no task with constants"
-        )
-        print(f"{label:28s} {what}")
+        tasks = ", ".join(name.upper() for name in names)
+        print(f"{label:28s} " + (f"{value:7.1f}  over {tasks}" if names else "     –  no task with constants"))
     print(f"0 and 1000 are: {source}")
     return OK
 
 
 def _mini(arguments: argparse.Namespace) -> int:
     from wavcube_plugins.superb import mini
-    from wavcube_plugins.superb.bench import Bench, make_runs
+    from wavcube_plugins.superb.bench_file import read_bench
     from wavcube_plugins.superb.results import collect, save
+    from wavcube_plugins.superb.runs import make_runs
     from wavcube_plugins.superb.tasks import find_tasks
 
     path = mini.make(arguments.folder, short=arguments.short)
     print(f"the bench file is {path}")
     if arguments.only_make:
         return OK
-    bench = Bench.read(path)
+    bench = read_bench(path)
     if arguments.tasks:
         bench.tasks = find_tasks([name.lower() for name in _names(arguments.tasks)])
     status = _execute(bench, make_runs(bench), arguments.jobs or os.cpu_count(), ())

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from wavcube_plugins.superb.scoring import mel_cepstral_distortion
+from wavcube_plugins.superb.scoring import ScoringError, mel_cepstral_distortion
 
 # The judges of SUPERB-SG: a recogniser of the Hugging Face hub, and Resemblyzer's speaker encoder.
 RECOGNISER = "facebook/wav2vec2-large-960h-lv60-self"
@@ -21,11 +21,11 @@ def distortion(converted: Path, target: Path) -> dict[str, Any]:
     """Return the mean mel-cepstral distortion of converted sentences against the target speaker's own.
 
     Args:
-        converted: Folder of SEF1_E30001.wav and so on, as s3prl writes it.
-        target: The target speaker's folder in the database.
+        converted: A folder with SEF1_E30001.wav and so on, as s3prl writes it.
+        target: The folder of the target speaker in the database.
 
     Raises:
-        ValueError: there is nothing to compare.
+        ScoringError: there is nothing to compare.
         ImportError: pyworld is missing.
     """
     from wavcube_plugins.audio import read_audio, read_info
@@ -37,10 +37,10 @@ def distortion(converted: Path, target: Path) -> dict[str, Any]:
             values.append(
                 mel_cepstral_distortion(read_audio(reference, rate).numpy(), read_audio(path, rate).numpy(), rate)
             )
-        except ValueError:
+        except ScoringError:
             silent += 1  # an untrained model converts to silence
     if not values:
-        raise ValueError(f"{converted}: no sentence to compare with {target}, {silent} are silent")
+        raise ScoringError(f"{converted}: no sentence to compare with {target}, {silent} are silent")
     return {"mcd": float(np.mean(values)), "sentences": len(values), "silent": silent}
 
 
@@ -57,15 +57,15 @@ class Judges:
     """The recogniser and the speaker encoder of SUPERB-SG's protocol.
 
     Args:
-        texts: What each sentence says, by its number ("30001").
-        threshold: Least cosine similarity of two utterances of one speaker.
+        texts: The text of each sentence, by its number ("30001").
+        threshold: The least cosine similarity of two utterances of one speaker.
     """
 
     texts: dict[str, str]
     threshold: float
 
     def measure(self, converted: Path, target: Path) -> dict[str, float]:
-        """Return the word error rate, and how many sentences pass for the target speaker, both in percent."""
+        """Return the word error rate and the share of sentences accepted as the target speaker, both in percent."""
         import editdistance
 
         errors = words = accepted = total = 0
@@ -80,7 +80,7 @@ class Judges:
 
 
 def find_judges(data_root: Path) -> Judges | None:
-    """Return the protocol's judges if they can be had without a network, else None."""
+    """Return the judges of the protocol if they are on this machine, else None."""
     from importlib.util import find_spec
 
     prompts = data_root / "prompts" / "Eng_transcriptions.txt"
@@ -98,7 +98,7 @@ def find_judges(data_root: Path) -> Judges | None:
 
 
 def threshold(data_root: Path) -> float:
-    """Return the similarity at which as many utterances of one speaker are refused as of two are accepted."""
+    """Return the similarity with equal error rates for pairs of one speaker and of two."""
     embed = _encoder()
     speakers = [path for path in sorted(data_root.iterdir()) if re.fullmatch(r"[ST]E[FM]\d", path.name)]
     vectors = {path.name: np.stack([embed(wav) for wav in sorted(path.glob("E3*.wav"))]) for path in speakers}
@@ -110,7 +110,7 @@ def threshold(data_root: Path) -> float:
 
 
 def equal_error_threshold(same: np.ndarray, different: np.ndarray) -> float:
-    """Return the threshold where the rate of same pairs below it and that of different pairs above it are closest."""
+    """Return the threshold where the share of same pairs below it is closest to that of different pairs above it."""
     candidates = np.unique(np.concatenate([same, different]))
     refused = np.searchsorted(np.sort(same), candidates, side="left") / len(same)
     accepted = 1 - np.searchsorted(np.sort(different), candidates, side="left") / len(different)
@@ -118,7 +118,7 @@ def equal_error_threshold(same: np.ndarray, different: np.ndarray) -> float:
 
 
 def normalised(text: str) -> list[str]:
-    """Return the words of a text in capitals, without punctuation."""
+    """Return the words of a text in upper case, without punctuation."""
     return re.sub(r"[^\w\s]", "", text.upper()).split()
 
 
@@ -128,11 +128,11 @@ def _recogniser():
 
     from wavcube_plugins.audio import read_audio
 
-    processor = Wav2Vec2Processor.from_pretrained(RECOGNISER)
+    processor: Any = Wav2Vec2Processor.from_pretrained(RECOGNISER)
     model = Wav2Vec2ForCTC.from_pretrained(RECOGNISER).eval()
 
     def recognise(path: Path) -> str:
-        inputs = processor(read_audio(path, 16000).numpy(), sampling_rate=16000, return_tensors="pt")
+        inputs: Any = processor(read_audio(path, 16000).numpy(), sampling_rate=16000, return_tensors="pt")
         with torch.inference_mode():
             return processor.batch_decode(model(**inputs).logits.argmax(dim=-1))[0]
 
@@ -140,7 +140,7 @@ def _recogniser():
 
 
 def _encoder():
-    from resemblyzer import VoiceEncoder, preprocess_wav
+    from resemblyzer import VoiceEncoder, preprocess_wav  # pyright: ignore[reportMissingImports]
 
     encoder = VoiceEncoder(verbose=False)
 

@@ -1,4 +1,4 @@
-"""The scores that s3prl leaves to tools outside it: diarization error, term-weighted value, mel-cepstral distortion."""
+"""The scores that s3prl leaves to other tools: diarization error, term-weighted value, mel-cepstral distortion."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from wavcube_plugins.errors import InputError
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 MEDIANS = (1, 11)
@@ -17,6 +20,10 @@ MEDIANS = (1, 11)
 PRIOR, MISS_COST, FALSE_ALARM_COST = 0.0008, 100.0, 1.0
 
 Turn = tuple[str, float, float]
+
+
+class ScoringError(InputError):
+    """A score is not defined for what a run left."""
 
 
 # Diarization ----------------------------------------------------------------------------------------------------------
@@ -34,7 +41,7 @@ def read_rttm(path: Path) -> dict[str, list[Turn]]:
 
 
 def turns_of(activity: np.ndarray, seconds_per_frame: float) -> list[Turn]:
-    """Return the turns in frames of activity (L, speakers) of zeros and ones."""
+    """Return the turns in a matrix of activity (L, speakers), whose frames are zeros and ones."""
     turns = []
     for speaker in range(activity.shape[1]):
         edges = np.flatnonzero(np.diff(np.pad(activity[:, speaker].astype(int), 1)))
@@ -48,9 +55,9 @@ def turns_of(activity: np.ndarray, seconds_per_frame: float) -> list[Turn]:
 def diarization_errors(reference: Sequence[Turn], hypothesis: Sequence[Turn]) -> tuple[float, float]:
     """Return the seconds in error, and the seconds of reference speech, of one recording.
 
-    Missed, falsely detected and confused speech, all counted for every speaker that talks (overlaps count doubly), with
-    no collar, under the best one-to-one mapping of speakers: NIST's and dscore's DER is the first over the second,
-    summed over recordings.
+    Missed, falsely detected and confused speech count once for every speaker who talks, so overlaps count twice; there
+    is no collar, and speakers are mapped one to one in the best way. The DER of NIST and dscore is the ratio of the
+    two, each summed over recordings.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -79,18 +86,18 @@ def least_diarization_error(
     """Return the least DER over SUPERB's thresholds and median filters, the threshold and the filter's frames.
 
     Args:
-        predictions: Probabilities (L, speakers) of every recording.
-        reference: Turns of every recording.
-        seconds_per_frame: Of the predictions.
+        predictions: Probabilities (L, speakers) for every recording.
+        reference: The turns of every recording.
+        seconds_per_frame: The hop of the predictions.
 
     Raises:
-        ValueError: a recording has no prediction, or nobody talks.
+        ScoringError: a recording has no prediction, or nobody talks in the reference.
     """
     from scipy.signal import medfilt
 
     missing = sorted(set(reference) - set(predictions))
     if missing:
-        raise ValueError(f"{len(missing)} of {len(reference)} recordings have no prediction, {missing[0]} among them")
+        raise ScoringError(f"{len(missing)} of {len(reference)} recordings have no prediction, {missing[0]} among them")
     best = (math.inf, 0.0, 0)
     for median in MEDIANS:
         for threshold in THRESHOLDS:
@@ -102,13 +109,13 @@ def least_diarization_error(
                 error, total = diarization_errors(turns, turns_of(active, seconds_per_frame))
                 errors, scored = errors + error, scored + total
             if not scored:
-                raise ValueError("nobody talks in the reference of the test set")
+                raise ScoringError("nobody talks in the reference of the test set")
             best = min(best, (errors / scored, threshold, median))
     return best
 
 
 def read_predictions(folder: Path) -> dict[str, np.ndarray]:
-    """Read the probabilities s3prl's diarization task leaves, by the recording's name."""
+    """Read the probabilities that s3prl's diarization task writes, by the name of the recording."""
     import h5py
 
     predictions = {}
@@ -132,9 +139,9 @@ def read_detections(path: Path) -> dict[str, dict[str, float]]:
 
 
 def read_truth(path: Path, queries: Iterable[str], documents: Iterable[str]) -> dict[str, set[str]]:
-    """Return the documents that hold each query, from a ground truth in RTTM, one line per occurrence.
+    """Return the documents that contain each query, from a ground truth in RTTM, one line per occurrence.
 
-    Any line that names a document and a query counts, whatever its columns are.
+    Every line that names a document and a query counts, whatever its columns are.
     """
     queries, documents = set(queries), set(documents)
     truth: dict[str, set[str]] = {query: set() for query in queries}
@@ -148,10 +155,10 @@ def read_truth(path: Path, queries: Iterable[str], documents: Iterable[str]) -> 
 def maximum_term_weighted_value(scores: Mapping[str, Mapping[str, float]], truth: Mapping[str, set[str]]) -> float:
     """Return the greatest, over thresholds, of 1 - mean over queries of (missed + beta * falsely found).
 
-    Queries that occur nowhere do not count. Both rates are relative to the documents with and without the query.
+    Queries that occur nowhere do not count. The two rates are relative to the documents with and without the query.
 
     Raises:
-        ValueError: no query occurs in any document.
+        ScoringError: no query occurs in any document.
     """
     beta = FALSE_ALARM_COST / MISS_COST * (1 / PRIOR - 1)
     rises = []  # (score, gain of accepting it)
@@ -166,7 +173,7 @@ def maximum_term_weighted_value(scores: Mapping[str, Mapping[str, float]], truth
             (score, 1 / len(hits) if name in hits else -beta / max(others, 1)) for name, score in documents.items()
         ]
     if not asked:
-        raise ValueError("no query occurs in any document of the ground truth")
+        raise ScoringError("no query occurs in any document of the ground truth")
     rises.sort(reverse=True)
     best = total = 0.0
     for index, (score, gain) in enumerate(rises):
@@ -185,7 +192,7 @@ _POWER_DB = -20.0
 def mel_cepstrum(spectra: np.ndarray, order: int = _ORDER, alpha: float = _ALPHA) -> np.ndarray:
     """Return mel-cepstra (L, order + 1) of power spectra (L, n_fft / 2 + 1), by a bilinear warp of the frequency axis.
 
-    What SPTK calls `sp2mc`: the inverse transform of the logarithm, its first coefficient halved, warped.
+    This is SPTK's `sp2mc`: the inverse transform of the logarithm, its first coefficient halved, warped.
     """
     cepstra = np.fft.irfft(np.log(spectra), axis=1)
     half = cepstra.shape[1] // 2
@@ -202,18 +209,18 @@ def mel_cepstrum(spectra: np.ndarray, order: int = _ORDER, alpha: float = _ALPHA
 
 
 def mel_cepstral_distortion(reference: np.ndarray, estimate: np.ndarray, rate: int) -> float:
-    """Return the mel-cepstral distortion in dB between two utterances of one sentence, as s3prl's VC task measures it.
+    """Return the mel-cepstral distortion in dB between two utterances of one sentence, as in s3prl's VC task.
 
-    WORLD's spectra every 5 ms, mel-cepstra of order 39 with coefficient 0 left in, frames louder than 20 dB below the
-    mean, dynamic time warping by their Euclidean distance. The warping here is exact; s3prl's is `fastdtw`'s estimate.
+    WORLD's spectra every 5 ms, mel-cepstra of order 39 including coefficient 0, frames louder than 20 dB below the
+    mean, dynamic time warping by Euclidean distance. The warping is exact; s3prl approximates it with `fastdtw`.
 
     Args:
         reference: Samples (T,) in -1 … 1.
         estimate: Samples (T',).
-        rate: Of both, in Hz.
+        rate: The sample rate of both, in Hz.
 
     Raises:
-        ValueError: one of them is silent.
+        ScoringError: one of them is silent.
         ImportError: pyworld or librosa is missing.
     """
     import librosa
@@ -223,7 +230,7 @@ def mel_cepstral_distortion(reference: np.ndarray, estimate: np.ndarray, rate: i
         spectra = _world_spectra(samples, rate)
         power = 2 * spectra.sum(axis=1) - spectra[:, 0] - spectra[:, -1]
         if not power.max() > 1e-3:
-            raise ValueError(f"the {name} is silent")
+            raise ScoringError(f"the {name} is silent")
         loud = 10 * np.log10(power / power.mean()) > _POWER_DB
         features.append(mel_cepstrum(spectra[loud]))
     _, path = librosa.sequence.dtw(features[1].T, features[0].T, metric="euclidean")
@@ -239,5 +246,6 @@ def _world_spectra(samples: np.ndarray, rate: int) -> np.ndarray:
     from scipy.signal import firwin, lfilter
 
     wave = lfilter(firwin(255, 70, fs=rate, pass_zero=False), 1, np.asarray(samples, dtype=np.float64) * 32767)
-    f0, time = pyworld.harvest(wave, rate, f0_floor=50.0, f0_ceil=500.0, frame_period=_SHIFT_MS)
-    return pyworld.cheaptrick(wave, f0, time, rate, fft_size=_FFT)
+    world: Any = pyworld  # a compiled module without types
+    f0, time = world.harvest(wave, rate, f0_floor=50.0, f0_ceil=500.0, frame_period=_SHIFT_MS)
+    return world.cheaptrick(wave, f0, time, rate, fft_size=_FFT)

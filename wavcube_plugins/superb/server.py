@@ -1,10 +1,10 @@
-"""Starts s3prl's scripts quickly: one process imports s3prl, which takes long, and forks for every command line.
+"""Starts s3prl's scripts quickly: one process imports s3prl, which takes seconds, and forks for every command line.
 
     python -m wavcube_plugins.superb.server
 
 reads requests, a JSON object per line, and answers with process ids and exit statuses. Each command runs exactly as
 `python -m wavcube_plugins.s3prl.run …` would, in a process and a session of its own. For the CPU only: a process that
-may have looked at a GPU must not be forked. When its input ends, because whoever started it is gone, it ends its
+may have used a GPU must not be forked. When its input ends, because the process that started it is gone, it ends its
 processes.
 """
 
@@ -24,13 +24,13 @@ from typing import Any
 _TICK = 0.1
 
 
-class Server:
-    """The side that asks. One per set of environment variables.
+class ForkServer:
+    """The client: starts one server for one set of environment variables.
 
     Args:
-        folder: Current folder of the commands.
+        folder: The current folder of the commands.
         environment: Their environment variables.
-        log: Where the server's own output goes.
+        log: The file for the server's own output.
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, str], log: Path):
@@ -44,6 +44,8 @@ class Server:
                 stderr=output,
                 start_new_session=True,
             )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._requests, self._answers = self._process.stdin, self._process.stdout
         self._log = log
         self._statuses: dict[int, int] = {}
 
@@ -52,15 +54,15 @@ class Server:
 
         Args:
             arguments: What follows `python -m wavcube_plugins.s3prl.run`.
-            log: Its output is added to this file.
+            log: The file to append its output to.
 
         Raises:
-            RuntimeError: the server could not start; its last words.
+            RuntimeError: the server could not start; with its last line of output.
         """
         request = json.dumps({"arguments": list(arguments), "log": str(log)}) + "\n"
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(request.encode())
-            self._process.stdin.flush()
+            self._requests.write(request.encode())
+            self._requests.flush()
         while True:
             answer = self._read()
             if "started" in answer:
@@ -68,22 +70,22 @@ class Server:
 
     def status(self, pid: int) -> int | None:
         """Return a command's exit status, or None while it runs."""
-        while pid not in self._statuses and select.select([self._process.stdout], [], [], 0)[0]:
+        while pid not in self._statuses and select.select([self._answers], [], [], 0)[0]:
             self._read()
         return self._statuses.get(pid)
 
     def close(self) -> None:
         """End the server and whatever it runs."""
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._requests.close()
         self._process.wait()
-        self._process.stdout.close()
+        self._answers.close()
 
     def _read(self) -> dict[str, Any]:
         # Byte by byte: a buffer would hold answers that `select` does not see.
         line = b""
         while not line.endswith(b"\n"):
-            byte = os.read(self._process.stdout.fileno(), 1)
+            byte = os.read(self._answers.fileno(), 1)
             if not byte:
                 words = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
                 raise RuntimeError(f"s3prl cannot be imported: {words[-1] if words else 'no reason'}; see {self._log}")
@@ -95,16 +97,23 @@ class Server:
 
 
 class Child:
-    """A command that runs, with the methods of `subprocess.Popen` that matter."""
+    """A running command, with the methods of `subprocess.Popen` that are needed."""
 
-    def __init__(self, server: Server, pid: int):
+    def __init__(self, server: ForkServer, pid: int):
         self._server = server
         self.pid = pid
 
     def poll(self) -> int | None:
+        """Return its exit status, or None while it runs."""
         return self._server.status(self.pid)
 
+    def kill(self) -> None:
+        """End it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
     def wait(self) -> int:
+        """Wait for its end and return its exit status."""
         while (status := self.poll()) is None:
             select.select([], [], [], _TICK)
         return status
@@ -112,15 +121,12 @@ class Child:
 
 def serve() -> None:
     """Answer requests until the input ends."""
-    from wavcube_plugins.s3prl import hook, shims, stand_ins
+    from wavcube_plugins.s3prl.run import apply_shims
 
-    # Answers have this channel for themselves; what is printed while importing goes to the log.
+    # Answers have a channel of their own; whatever is printed while importing goes to the log.
     answers = os.dup(1)
     os.dup2(2, 1)
-    for shim in shims.ALL:
-        shim()
-    stand_ins.offer()
-    hook.register()
+    apply_shims()
     import s3prl.downstream.runner
     import s3prl.hub  # noqa: F401
 
@@ -155,7 +161,7 @@ def serve() -> None:
 
 
 def _run(request: Mapping[str, Any]) -> None:
-    """Run a request in this process, just forked, and never return."""
+    """Run a request in this forked process, and never return."""
     code = 1
     try:
         os.setsid()
@@ -178,7 +184,7 @@ def _run(request: Mapping[str, Any]) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        # Without the clean-up of the process it was forked from.
+        # Without the exit handlers of the process it was forked from.
         os._exit(code)
 
 

@@ -1,9 +1,9 @@
-"""The tasks of SUPERB and SUPERB-SG: what s3prl calls them, what they print, and what rule makes a score of it."""
+"""The tasks of SUPERB and SUPERB-SG: their names in s3prl, what s3prl prints, and the rule that makes it a score."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from wavcube_plugins.data.corpora import vcc2020
@@ -16,17 +16,21 @@ LEARNING_RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 FOLDS = tuple(f"fold{number}" for number in range(1, 6))
 
 
+class UnknownTaskError(InputError):
+    """There is no task of that name."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A score of a task.
 
     Args:
         name: Short, unique in its task.
-        title: As a table shows it, with its unit.
+        title: As shown in tables, with its unit.
         higher_is_better: Whether more is better.
-        printed: What stands before the number in s3prl's output of the evaluation; a regular expression, "" if the
-            score comes from a rule of this package.
-        scale: Factor from what is printed to what tables show.
+        printed: A regular expression for the text before the number in the output of s3prl's evaluation; "" if this
+            package computes the score.
+        scale: The factor from the printed number to the one in tables.
         digits: Decimals in tables.
     """
 
@@ -38,7 +42,7 @@ class Metric:
     digits: int = 2
 
     def read(self, output: str) -> float | None:
-        """Return the last such score in an output, or None."""
+        """Return the last score of this kind in an output, or None."""
         values = numbers(self.printed, output) if self.printed else []
         return values[-1] * self.scale if values else None
 
@@ -54,21 +58,21 @@ class Task:
     """One task.
 
     Args:
-        name: Short name, as SUPERB has it, in small letters.
+        name: SUPERB's abbreviation, in lower case.
         title: In words.
         downstream: s3prl's name, for -d.
-        corpora: Names of the corpora it needs in a bench file.
-        metrics: The first one is the task's own.
-        decides: What is compared on dev to choose a learning rate or a layer.
+        corpora: The corpora it needs, by their names in a bench file.
+        metrics: The main one first.
+        decides: The score on dev that chooses a learning rate or a layer.
         best: s3prl's name of the checkpoint that was best on dev; "" where every checkpoint is tested, or none exists.
         split: What to evaluate, for -t.
-        learning_rate: The stock configuration's; None where nothing is trained.
+        learning_rate: That of the stock configuration; None where nothing is trained.
         variants: Folds or target speakers, each a training of its own; scores are averaged over them.
         variant_key: Where in the configuration the variant goes.
-        rule: What is special about it, in words.
-        packages: Modules that s3prl's code of the task imports, beyond those that s3prl itself needs, and the packages
-            that bring them.
-        stand_ins: Of these modules, the ones the wrapper replaces where they are missing.
+        rule: What is special about the task, in words.
+        packages: The modules that s3prl's code of the task imports, beyond those that s3prl itself needs, and the
+            packages they come from.
+        stand_ins: Those of them that the wrapper replaces where they are missing.
     """
 
     name: str
@@ -88,16 +92,17 @@ class Task:
 
     @property
     def config_name(self) -> str:
-        """The file with its stock configuration."""
+        """The file of its stock configuration."""
         return f"{self.name}.yaml"
 
     @property
     def trained(self) -> bool:
+        """Whether anything is trained."""
         return self.learning_rate is not None
 
 
 def numbers(before: str, output: str) -> list[float]:
-    """Return the numbers that follow a regular expression, in order; s3prl prints over its own progress bars."""
+    """Return the numbers that follow a regular expression, in order; s3prl prints them over its progress bars."""
     return [float(value) for value in re.findall(before + _NUMBER, output)]
 
 
@@ -247,13 +252,14 @@ TASKS = (
 BY_NAME = {task.name: task for task in TASKS}
 
 
-def find_tasks(names) -> list[Task]:
-    """Return tasks by their names, in the table's order.
+def find_tasks(names: Iterable[str]) -> list[Task]:
+    """Return tasks by their names, in the order of `TASKS`.
 
     Raises:
-        InputError: there is no such task.
+        UnknownTaskError: there is no task of such a name.
     """
+    names = list(names)
     unknown = [name for name in names if name not in BY_NAME]
     if unknown:
-        raise InputError(f"no task {unknown[0]!r}; there are {', '.join(BY_NAME)}")
+        raise UnknownTaskError(f"no task {unknown[0]!r}; there are {', '.join(BY_NAME)}")
     return [task for task in TASKS if task.name in names]

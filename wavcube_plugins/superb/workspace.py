@@ -1,7 +1,7 @@
 """A private copy of s3prl to run tasks in, and the environment for its processes.
 
-Tasks keep caches of file lists and lengths inside the package, which would answer for the next corpus too, and the
-installed folder may not be writable. The copy is otherwise unmodified, but for corpora that s3prl's wheel forgets.
+s3prl's tasks keep caches of file lists and lengths inside the package. These would be used for the next corpus too, and
+the installed folder may not be writable. The copy is unmodified, except for corpora that are missing in s3prl's wheel.
 """
 
 from __future__ import annotations
@@ -9,30 +9,47 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import signal
-import subprocess
 from pathlib import Path
+from typing import Protocol
 
 from wavcube_plugins.errors import InputError
 from wavcube_plugins.files import atomic_path
-
-MISSING = "s3prl is not installed in this Python; from a clone: pip install '.[s3prl]'"
+from wavcube_plugins.s3prl.hook import SWITCH
+from wavcube_plugins.s3prl.script import MISSING, RUN_DOWNSTREAM
 
 # The corpora of s3prl's `ctc` task: their folder has no __init__.py, so that its wheel leaves it out.
 CORPUS_MODULES = ("libriphone.py", "snips.py")
 _CORPUS_SOURCES = Path(__file__).parent / "corpus_modules"
 
 
+class Process(Protocol):
+    """What `subprocess.Popen` and its like have in common."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Return the exit status, or None while it runs."""
+
+    def kill(self) -> None:
+        """End it."""
+
+    def wait(self) -> int:
+        """Wait for its end and return the exit status."""
+        ...
+
+
 class WorkspaceError(InputError):
-    """s3prl is missing, or what was named is none; one sentence with the remedy."""
+    """s3prl is missing, or not where it was said to be."""
 
 
 def s3prl_folder(path: str | os.PathLike | None = None) -> Path:
     """Return the folder of s3prl's package, the one with `run_downstream.py`.
 
     Args:
-        path: A clone or the package in it; None takes the installed one.
+        path: A clone or the package in it; None means the installed one.
 
     Raises:
         WorkspaceError: it is not there.
@@ -44,13 +61,13 @@ def s3prl_folder(path: str | os.PathLike | None = None) -> Path:
         return Path(spec.origin).parent
     given = Path(path).expanduser()
     for folder in (given / "s3prl", given):
-        if (folder / "run_downstream.py").is_file():
+        if (folder / RUN_DOWNSTREAM).is_file():
             return folder.resolve()
     raise WorkspaceError(f"{path}: no s3prl here (no run_downstream.py); name a clone of github.com/s3prl/s3prl")
 
 
 def copy_s3prl(source: Path, target: Path) -> None:
-    """Copy s3prl's code, configurations and word lists, and add the corpora it lacks; experiments and caches stay."""
+    """Copy s3prl's code, configurations and word lists without experiments and caches, and add missing corpora."""
 
     def skip(folder: str, names: list[str]) -> list[str]:
         # A clone may hold experiments and corpora of any size; what is needed is small.
@@ -67,29 +84,28 @@ def copy_s3prl(source: Path, target: Path) -> None:
 
 
 def keep_espnet_out(folder: Path) -> None:
-    """Put a module into a folder of PYTHONPATH that makes s3prl think ESPnet is not installed.
+    """Put a module into a folder of PYTHONPATH that makes s3prl believe that ESPnet is not installed.
 
-    s3prl imports it at every start where it is, which takes longer than the rest of a short run and asks the network
-    for a dictionary; only its own upstreams `espnet_*` need it.
+    s3prl imports ESPnet at every start. That takes longer than the rest of a short run and looks for a dictionary on
+    the network; only the upstreams `espnet_*` need it.
     """
     with atomic_path(folder / "espnet2" / "__init__.py") as temporary:
         temporary.write_text("raise ModuleNotFoundError('ESPnet is kept out of these runs')\n", encoding="utf-8")
 
 
 def environment(folder: Path, threads: int, *, offline: bool = True) -> dict[str, str]:
-    """Return environment variables for processes that import from a folder first, with so many threads.
+    """Return the environment variables of processes that import from a folder first.
 
     Args:
         folder: For PYTHONPATH.
-        threads: For computations on the CPU.
-        offline: Importing s3prl imports much else, some of which looks for a network, and may wait long for one: let
-            there be none.
+        threads: The number of threads for computations on the CPU.
+        offline: Keep them off the network: some of what s3prl imports looks for it, and may wait long for an answer.
     """
     paths = [str(folder.resolve()), os.environ.get("PYTHONPATH", "")]
     nowhere = "http://127.0.0.1:9"
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), nowhere)
     return {
-        **{name: value for name, value in os.environ.items() if name != "WAVCUBE_S3PRL_HOOK"},
+        **{name: value for name, value in os.environ.items() if name != SWITCH},
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8",
@@ -98,8 +114,8 @@ def environment(folder: Path, threads: int, *, offline: bool = True) -> dict[str
     }
 
 
-def kill_group(process: subprocess.Popen) -> None:
-    """End a process that leads a session of its own, and its children: data loaders' workers among them."""
+def kill_group(process: Process) -> None:
+    """End a process that leads a session, and its children, such as the workers of data loaders."""
     if process.poll() is not None:
         return
     with contextlib.suppress(ProcessLookupError):
@@ -108,3 +124,12 @@ def kill_group(process: subprocess.Popen) -> None:
         else:
             process.kill()
     process.wait()
+
+
+def last_words(output: str) -> str:
+    """Return the line of a failed process's output that says most: its last error, or else its last line."""
+    lines = [line.strip() for line in re.split(r"[\r\n]", output) if line.strip()]
+    # A progress bar may be printed once more after the error.
+    said = [line for line in lines if not re.search(r"\d+%\|", line)]
+    errors = [line for line in said[-5:] if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
+    return (errors or said or lines or ["it printed nothing"])[-1]

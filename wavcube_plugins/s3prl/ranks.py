@@ -1,0 +1,138 @@
+"""Several processes (ranks) of s3prl's `run_downstream.py`, started by torchrun on CPUs or GPUs.
+
+    torchrun --standalone --nproc_per_node 2 -m wavcube_plugins.s3prl.run run_downstream.py -m train …
+
+s3prl 0.4 expects `torch.distributed.launch` as it was: it wants `--local_rank`, calls CUDA on CPUs too, and only the
+first rank counts its steps, so that the others never stop. This module mends that from outside.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from wavcube_plugins.s3prl.imports import ModuleFinder
+from wavcube_plugins.s3prl.script import RUN_DOWNSTREAM
+
+RUNNER = "s3prl.downstream.runner"
+
+# The first rank evaluates alone while the others wait for its gradients, longer than torch's limit of ten minutes.
+_TIMEOUT = timedelta(days=7)
+
+
+def take_launcher_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate the option that `torch.distributed.launch` puts before the script.
+
+    Returns:
+        s3prl's spelling of it, or nothing; and the other arguments.
+    """
+    arguments, ranks = list(arguments), []
+    while arguments and arguments[0].startswith("--local"):
+        ranks.append(arguments.pop(0).replace("--local-rank", "--local_rank"))
+    return ranks, arguments
+
+
+def prepare(script: Path, arguments: Sequence[str], ranks: Sequence[str] = ()) -> list[str]:
+    """Make s3prl work as one of several ranks, if a launcher has started this process as one.
+
+    Args:
+        script: The script that will run.
+        arguments: Its arguments.
+        ranks: What `take_launcher_options` found.
+
+    Returns:
+        Options to put before the arguments: the rank, and gloo as the backend on a CPU.
+    """
+    rank = os.environ.get("LOCAL_RANK")
+    if script.name != RUN_DOWNSTREAM or not (ranks or rank):
+        return list(ranks)
+    options = list(ranks or [f"--local_rank={rank}"])
+    on_cpu = _value(arguments, "--device", "cuda") == "cpu"
+    if on_cpu and _value(arguments, "--backend") is None:
+        options.append("--backend=gloo")
+    _adapt_torch(on_cpu)
+    ModuleFinder(RUNNER, after=lambda module: adapt_runner(module, on_cpu=on_cpu)).install()
+    return options
+
+
+def _value(arguments: Sequence[str], name: str, default: str | None = None) -> str | None:
+    """Return the value of a long option, written with a space or with `=`."""
+    for index, argument in enumerate(arguments):
+        if argument == name and index + 1 < len(arguments):
+            default = arguments[index + 1]
+        elif argument.startswith(f"{name}="):
+            default = argument.partition("=")[2]
+    return default
+
+
+def _adapt_torch(on_cpu: bool) -> None:
+    """Let ranks wait for each other long enough and, on a CPU, ignore the choice of a GPU."""
+    import torch
+    import torch.distributed
+
+    distributed: Any = torch.distributed
+    start = distributed.init_process_group
+
+    def init_process_group(backend: str | None = None, **options: Any) -> None:
+        start(backend, **{"timeout": _TIMEOUT, **options})
+
+    distributed.init_process_group = init_process_group
+    if on_cpu:
+        torch.cuda.set_device = lambda device: None
+
+
+def adapt_runner(runner: ModuleType, *, on_cpu: bool) -> None:
+    """Let every rank count its steps and, on a CPU, give its replicas no GPU.
+
+    Args:
+        runner: The module `s3prl.downstream.runner`.
+        on_cpu: Whether `--device` is the CPU.
+    """
+    module: Any = runner
+    counter = StepCounter(module.tqdm, module.is_leader_process)
+    module.tqdm, module.is_leader_process = counter.progress_bar, counter.is_leader
+    if on_cpu:
+        replicate = module.DDP
+
+        def data_parallel(model, device_ids=None, **options):
+            return replicate(model, **options)
+
+        module.DDP = data_parallel
+
+
+class StepCounter:
+    """Advances the bar that counts a training's steps on the ranks whose loop skips it.
+
+    s3prl's loop asks at the end of every step whether it is the leader, and goes on with the next batch if not, before
+    the line that advances the bar by which the loop ends. From the moment the loop over batches has its own bar, each
+    such question is one step.
+
+    Args:
+        progress_bar: tqdm, as the runner knows it.
+        is_leader: The runner's question.
+    """
+
+    def __init__(self, progress_bar: Callable[..., Any], is_leader: Callable[[], bool]):
+        self._make, self._ask = progress_bar, is_leader
+        self._steps: Any = None
+        self._counting = False
+
+    def progress_bar(self, *arguments: Any, **options: Any) -> Any:
+        """Make a bar, and remember the one over the whole training."""
+        bar = self._make(*arguments, **options)
+        if options.get("desc") == "overall":
+            self._steps = bar
+        elif options.get("desc") == "train":
+            self._counting = True
+        return bar
+
+    def is_leader(self) -> bool:
+        """Answer the question and, on the other ranks, count a step."""
+        leader = self._ask()
+        if not leader and self._counting and self._steps.n < self._steps.total:
+            self._steps.update(1)
+        return leader
