@@ -4,7 +4,9 @@ import dataclasses
 import doctest
 import json
 import math
+import pickle
 import random
+import re
 import sys
 import warnings
 
@@ -311,6 +313,60 @@ def test_state_dict_round_trip(upstream, entry, preset):
         other.load_state_dict(state)
         for name, tensor in flatten(other(wavs)).items():
             assert torch.equal(tensor, flatten(reference)[name]), name
+
+
+def test_an_upstream_can_be_saved_whole_and_sent_to_other_processes(upstream, tmp_path):
+    wavs = waves(0.4, 0.3)
+    torch.save(upstream, tmp_path / "upstream.pt")
+    copies = [torch.load(tmp_path / "upstream.pt", weights_only=False), pickle.loads(pickle.dumps(upstream))]
+    with torch.no_grad():
+        reference = flatten(upstream(wavs))
+        for copy in copies:
+            for name, tensor in flatten(copy(wavs)).items():
+                assert torch.equal(tensor, reference[name]), name
+
+
+def test_hooks_work_as_in_s3prls_own_upstreams():
+    """With hooks, the hidden states are what they collect; the other keys stay."""
+    upstream = hubconf.wavcube("tiny").eval()
+    wavs = waves(0.4, 0.3)
+    with torch.no_grad():
+        plain = upstream(wavs)
+        upstream.add_hook("self.model.compressor", lambda inputs, output: output)
+        upstream.add_hook("self.model.wavlm.feature_extractor", lambda inputs, output: output, "cnn")
+        hooked = upstream(wavs)
+        assert len(hooked["hidden_states"]) == 2 and torch.equal(hooked["latent"], plain["latent"])
+        assert hooked["_hidden_states_info"] == ("cnn", "self.model.compressor")
+        upstream.remove_hook("cnn")
+        assert len(upstream(wavs)["hidden_states"]) == 1
+        upstream.remove_all_hooks()
+        assert torch.equal(upstream(wavs)["hidden_states"][0], plain["latent"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ("-u wavcube -s wavlm", {"only_hidden_states": True}, "-s wavlm has no effect, .* used, the latent$"),
+        ("-u wavcube -l 9", {}, "-l 9 has no effect, since there is one layer to choose from: the latent is used; "),
+        ("-u wavcube -s restored -l 2", {}, "-l 2 has no effect, .*: restored is used; "),
+        ("-u wavcube -swavlm -l 2", {}, None),
+        ("-u wavcube_layers -l 2", {"layers": True}, None),
+        ("-u wavcube_layers -l 2 -s restored", {"layers": True, "only_hidden_states": True}, "every layer of WavLM$"),
+        ("-u wavcube -s latent", {}, None),
+    ],
+)
+def test_choices_without_effect_are_warned_about(arguments, options, message, monkeypatch, tmp_path):
+    """s3prl passes neither -s nor -l to an upstream, and says nothing."""
+    monkeypatch.setattr(sys, "argv", ["run_downstream.py", "-m", "train", *arguments.split()])
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "s3prl/run_downstream.py", raising=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        expert.UpstreamExpert("nano", **options)
+        monkeypatch.setattr(sys.modules["__main__"], "__file__", "somebody's_own.py")
+        expert.UpstreamExpert("nano", **options)
+    found = [str(warning.message) for warning in caught if "has no effect" in str(warning.message)]
+    assert len(found) == (message is not None)
+    assert message is None or re.search(message, found[0])
 
 
 def test_half_precision_and_autocast_give_float32():

@@ -17,7 +17,7 @@ from wavcube_plugins.checkpoints import CheckpointError, load_model
 from wavcube_plugins.config import WavCubeConfig
 from wavcube_plugins.errors import InputError
 from wavcube_plugins.models.lengths import length_mask, pad_batch
-from wavcube_plugins.s3prl.options import DTYPES, UpstreamOptions
+from wavcube_plugins.s3prl.options import UpstreamOptions
 from wavcube_plugins.s3prl.script import ignored_choices, runs_downstream
 from wavcube_plugins.s3prl.sources import is_url, url_source
 
@@ -77,7 +77,7 @@ class UpstreamExpert(UpstreamBase):
             self.model = load_model(
                 default if ckpt is None else ckpt,
                 config=WavCubeConfig.from_dict(dict(sizes)) if isinstance(sizes, Mapping) else sizes,
-                dtype=DTYPES[self.options.dtype],
+                dtype=self.options.dtype,
                 revision=self.options.revision,
             )
         except CheckpointError as error:
