@@ -25,7 +25,8 @@ from wavcube_plugins.s3prl.imports import ModuleFinder
 from wavcube_plugins.superb import workspace as copies
 from wavcube_plugins.synthetic import make_speech
 from wavcube_plugins.synthetic.bundled import FOLDER, Utterance, bundled_speech, split
-from wavcube_plugins.synthetic.espeak import PHONES, EspeakSynthesiser
+from wavcube_plugins.synthetic.espeak import EspeakSynthesiser
+from wavcube_plugins.synthetic.speech import PHONES
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from wavcube_plugins.config import WavLMConfig
 from wavcube_plugins.models.wavlm import WavLM
-from wavcube_plugins.synthetic.espeak import PHONES
+from wavcube_plugins.synthetic.speech import PHONES
 
 SCRIPTS = ROOT / "speechbrain_hparams" / "pretrain" / "nano"
 COUNTS = {"valid": 3, "test": 4, "train": 10}

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from wavcube_plugins.synthetic import espeak as synthesis
-from wavcube_plugins.synthetic.espeak import ACCENTS, PHONES, EspeakSynthesiser, SynthesisError, Voice
+from wavcube_plugins.synthetic.espeak import ACCENTS, EspeakSynthesiser, Voice
+from wavcube_plugins.synthetic.speech import PHONES, SynthesisError
 
 TEXT = "Two big dogs barked, and the cat ran past the gate."
 

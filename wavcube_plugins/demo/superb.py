@@ -24,7 +24,7 @@ from wavcube_plugins.superb import workspace
 from wavcube_plugins.superb.steps import OutputError
 from wavcube_plugins.superb.tasks import numbers
 from wavcube_plugins.synthetic.bundled import SAMPLE_RATE, Utterance
-from wavcube_plugins.synthetic.espeak import PHONES, SILENCE
+from wavcube_plugins.synthetic.speech import PHONES, SILENCE
 
 UNKNOWN = "s3prl does not know -u wavcube here; run: wavcube install-s3prl"
 

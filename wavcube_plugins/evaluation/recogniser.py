@@ -37,7 +37,7 @@ from wavcube_plugins.models.lengths import check_waveforms
 from wavcube_plugins.models.mel import mel_spectrogram, mel_to_waveform
 from wavcube_plugins.models.wavcube import normalise
 from wavcube_plugins.models.wavlm import WavLM
-from wavcube_plugins.synthetic.espeak import PHONES, SILENCE
+from wavcube_plugins.synthetic.speech import PHONES, SILENCE
 
 SAMPLE_RATE = 16000
 _INDEX = {phone: index for index, phone in enumerate(PHONES)}

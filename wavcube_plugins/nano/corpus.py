@@ -37,8 +37,9 @@ from tqdm import tqdm
 from wavcube_plugins.audio import resample
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.nano.sentences import NAMES, draw_sentence
-from wavcube_plugins.synthetic.espeak import EspeakSynthesiser, SynthesisError, Voice, draw_voice
+from wavcube_plugins.synthetic.espeak import EspeakSynthesiser, Voice, draw_voice
 from wavcube_plugins.synthetic.make_speech import SPEAKERS as DEMO_SPEAKERS
+from wavcube_plugins.synthetic.speech import SynthesisError
 
 SAMPLE_RATE = 16000
 # Counts for valid and test; train's comes from the hours.

@@ -57,7 +57,7 @@ from wavcube_plugins.pretraining.data import VALIDATION_LEVEL
 from wavcube_plugins.pretraining.runs import RUN_NAME, TEACHER_NAME, load_run
 from wavcube_plugins.synthetic.bundled import bundled_speech
 from wavcube_plugins.synthetic.bundled import split as split_demo
-from wavcube_plugins.synthetic.espeak import PHONES, SILENCE
+from wavcube_plugins.synthetic.speech import PHONES, SILENCE
 
 INDEX = {phone: index for index, phone in enumerate(PHONES)}
 STAGE1, STAGE2, ABLATION = "stage 1", "stage 2", "without anchoring"

@@ -37,7 +37,7 @@ from wavcube_plugins.models.wavcube import normalise
 from wavcube_plugins.models.wavlm import WavLM
 from wavcube_plugins.nano.corpus import SAMPLE_RATE, stable_seed
 from wavcube_plugins.speechbrain.recipes.data import DataError
-from wavcube_plugins.synthetic.espeak import PHONES, SILENCE
+from wavcube_plugins.synthetic.speech import PHONES, SILENCE
 
 INDEX = {phone: index for index, phone in enumerate(PHONES)}
 IGNORED = -100

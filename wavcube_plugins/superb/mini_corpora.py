@@ -15,8 +15,8 @@ import soundfile
 
 from wavcube_plugins.data.corpora.vcc2020 import SOURCE_SPEAKERS, TARGET_SPEAKERS
 from wavcube_plugins.files import atomic_path
-from wavcube_plugins.synthetic.espeak import PHONES, SILENCE
 from wavcube_plugins.synthetic.mini import KEYWORDS, read_mini
+from wavcube_plugins.synthetic.speech import PHONES, SILENCE
 
 RATE = 16000
 _VC_RATE = 24000
@@ -251,8 +251,9 @@ def _snips(folder: Path, source: Path) -> None:
 
 def _vcc2020(folder: Path, source: Path) -> None:
     """Two women and two men are targets; four others say what is converted; the targets say it too, as references."""
-    from wavcube_plugins.synthetic.espeak import EspeakSynthesiser, SynthesisError
+    from wavcube_plugins.synthetic.espeak import EspeakSynthesiser
     from wavcube_plugins.synthetic.mini import draw_sentence, make_speakers
+    from wavcube_plugins.synthetic.speech import SynthesisError
 
     counts = {"E_train_list.txt": 30, "E_dev_list.txt": 3, "eval_list.txt": 6}
     if len(read_mini(source, "train")) < 100:

@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -28,14 +29,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from wavcube_plugins.audio import resample
-
-SILENCE = "SIL"
-PHONES = tuple(
-    "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH SIL".split()
-)
+from wavcube_plugins.synthetic.speech import SILENCE, Segment, Speech, SynthesisError
 
 # The accents of English that espeak-ng 1.52 has, by language code, with the file that holds each: not every code is
 # accepted as a name by the library.
@@ -88,13 +84,10 @@ _SYNCHRONOUS = 2
 _PHONEME_EVENTS = 1
 _DONT_EXIT = 0x8000
 _UTF8, _END_PAUSE = 1, 0x1000
+_IPA, _TIE = 0x02, 0x80
 _WORD_EVENT, _PHONEME_EVENT = 1, 7
 # The library keeps the path of its data in a buffer of 160 characters and quietly looks elsewhere if it is longer.
 _LONGEST_DATA_PATH = 120
-
-
-class SynthesisError(RuntimeError):
-    """The library failed, or said a phone that the phone set has no name for."""
 
 
 @dataclass(frozen=True)
@@ -139,36 +132,6 @@ class Voice:
         """Build a voice from a name such as "en-us+f3", with the other settings by keyword."""
         accent, _, variant = name.partition("+")
         return cls(accent, variant, **settings)
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A phone or a word, and where it lies, in seconds."""
-
-    label: str
-    start: float
-    end: float
-
-
-@dataclass(frozen=True)
-class Speech:
-    """What was said.
-
-    Attributes:
-        waveform: (T,) float32, in -1 … 1.
-        sample_rate: In Hz.
-        phones: From 0 to the end of the waveform without a gap; every label is one of `PHONES`.
-        words: The words, without the pauses between them.
-    """
-
-    waveform: Tensor
-    sample_rate: int
-    phones: tuple[Segment, ...]
-    words: tuple[Segment, ...]
-
-    @property
-    def seconds(self) -> float:
-        return len(self.waveform) / self.sample_rate
 
 
 def variants() -> tuple[str, ...]:
@@ -260,8 +223,6 @@ class EspeakSynthesiser:
             raise ValueError(f"unknown variant {voice.variant!r}; synthesis.variants() lists those there are")
         if not any(character.isalnum() for character in text):
             raise ValueError(f"the text has nothing to say: {text!r}")
-        if not self._finalizer.alive:
-            raise SynthesisError("this synthesiser is closed; make a new one")
         with self._lock:
             samples, rate, events = self._run(text, voice)
         waveform = resample(torch.from_numpy(samples.astype(np.float32) / 32768), rate, self.sample_rate).clamp(-1, 1)
@@ -282,6 +243,46 @@ class EspeakSynthesiser:
         """Return the phones of each word, sorted by the words."""
         return {word: self.pronounce(word, voice) for word in sorted(set(words))}
 
+    def voices(self) -> tuple[str, ...]:
+        """List the names of the natural voices of all accents, such as "en-us+f3"."""
+        return tuple(f"{accent}+{variant}" for accent in ACCENTS for variant in natural_variants())
+
+    def ipa(self, text: str, accent: str = "en-us", *, tie: str = "^") -> str:
+        """Return how a text is said, in the International Phonetic Alphabet, with its stress and its punctuation.
+
+        Args:
+            text: Plain English.
+            accent: One of `ACCENTS`.
+            tie: Stands between the letters of one sound, as in "a^ɪ".
+
+        Raises:
+            ValueError: no such accent.
+            SynthesisError: the library failed.
+        """
+        name = ACCENTS[Voice(accent).accent]
+        parts = _MARKS.split(text.strip())
+        with self._lock, self._started(name, events=0) as (library, _):
+            for index in range(0, len(parts), 2):
+                parts[index] = _text_to_ipa(library, parts[index], tie) if parts[index].strip() else ""
+        # Between the parts stand the marks, with the blanks around them.
+        return "".join(parts).strip()
+
+    @contextlib.contextmanager
+    def _started(self, voice: str, *, events: int):
+        """Load the library with a voice; yields it and its sample rate."""
+        if not self._finalizer.alive:
+            raise SynthesisError("this synthesiser is closed; make a new one")
+        with _loaded(self._library) as library:
+            rate = library.espeak_Initialize(_SYNCHRONOUS, 0, os.fsencode(self._data), events | _DONT_EXIT)
+            if rate <= 0:
+                raise SynthesisError(f"espeak-ng did not start with its data in {self._data}")
+            try:
+                if library.espeak_SetVoiceByName(voice.encode()):
+                    raise SynthesisError(f"espeak-ng has no voice {voice!r} in {self._data}")
+                yield library, rate
+            finally:
+                library.espeak_Terminate()
+
     def _run(self, text: str, voice: Voice) -> tuple[np.ndarray, int, list[tuple[int, int, int, int, str]]]:
         chunks, events = [], []
 
@@ -297,34 +298,42 @@ class EspeakSynthesiser:
             return 0
 
         callback = _CALLBACK(collect)
-        with _loaded(self._library) as library:
-            rate = library.espeak_Initialize(_SYNCHRONOUS, 0, os.fsencode(self._data), _PHONEME_EVENTS | _DONT_EXIT)
-            if rate <= 0:
-                raise SynthesisError(f"espeak-ng did not start with its data in {self._data}")
-            try:
-                library.espeak_ng_SetRandSeed(ctypes.c_long(1))
-                library.espeak_SetSynthCallback(callback)
-                name = "+".join(filter(None, (ACCENTS[voice.accent], voice.variant)))
-                if library.espeak_SetVoiceByName(name.encode()):
-                    raise SynthesisError(f"espeak-ng has no voice {name!r} in {self._data}")
-                for parameter, value in (
-                    (_RATE, voice.rate),
-                    (_PITCH, voice.pitch),
-                    (_RANGE, voice.pitch_range),
-                    (_VOLUME, voice.volume),
-                ):
-                    library.espeak_SetParameter(parameter, value, 0)
-                encoded = text.encode() + b"\0"
-                status = library.espeak_Synth(
-                    encoded, ctypes.c_size_t(len(encoded)), 0, 0, 0, _UTF8 | _END_PAUSE, None, None
-                )
-                if status:
-                    raise SynthesisError(f"espeak-ng failed with status {status} on {text!r}")
-            finally:
-                library.espeak_Terminate()
+        name = "+".join(filter(None, (ACCENTS[voice.accent], voice.variant)))
+        with self._started(name, events=_PHONEME_EVENTS) as (library, rate):
+            library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+            library.espeak_SetSynthCallback(callback)
+            for parameter, value in (
+                (_RATE, voice.rate),
+                (_PITCH, voice.pitch),
+                (_RANGE, voice.pitch_range),
+                (_VOLUME, voice.volume),
+            ):
+                library.espeak_SetParameter(parameter, value, 0)
+            encoded = text.encode() + b"\0"
+            status = library.espeak_Synth(
+                encoded, ctypes.c_size_t(len(encoded)), 0, 0, 0, _UTF8 | _END_PAUSE, None, None
+            )
+            if status:
+                raise SynthesisError(f"espeak-ng failed with status {status} on {text!r}")
         if not chunks:
             raise SynthesisError(f"espeak-ng said nothing for {text!r}")
         return np.concatenate(chunks), rate, events
+
+
+# Punctuation with the blanks around it, which the phonemes do not show.
+_MARKS = re.compile(r"""(\s*[;:,.!?¡¿—…"«»“”()]+\s*)""")
+
+
+def _text_to_ipa(library, text: str, tie: str) -> str:
+    translate = library.espeak_TextToPhonemes
+    translate.restype = ctypes.c_char_p
+    pointer = ctypes.c_char_p(text.encode())
+    clauses = []
+    # The pointer moves on to the next clause, and to null behind the last one.
+    while pointer.value is not None:
+        clause = translate(ctypes.byref(pointer), _UTF8, _IPA | _TIE | ord(tie) << 8)
+        clauses.append((clause or b"").decode("utf-8", "replace").strip())
+    return " ".join(filter(None, clauses))
 
 
 class _EventId(ctypes.Union):

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.synthetic.bundled import COLUMNS, FOLDER, SAMPLE_RATE, TRANSCRIPTS
-from wavcube_plugins.synthetic.espeak import SILENCE, EspeakSynthesiser, Speech, Voice
+from wavcube_plugins.synthetic.espeak import EspeakSynthesiser, Voice
+from wavcube_plugins.synthetic.speech import SILENCE, Speech
 
 # Peak of every utterance, and the silence left around the words, in seconds.
 _PEAK = 0.25

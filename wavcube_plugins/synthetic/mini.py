@@ -39,7 +39,8 @@ from tqdm import tqdm
 
 from wavcube_plugins.audio import resample
 from wavcube_plugins.files import atomic_path
-from wavcube_plugins.synthetic.espeak import EspeakSynthesiser, SynthesisError, Voice
+from wavcube_plugins.synthetic.espeak import EspeakSynthesiser, Voice
+from wavcube_plugins.synthetic.speech import SynthesisError
 
 SAMPLE_RATE = 16000
 TASKS = ("read", "verification", "keywords", "commands", "emotion", "mixture", "noisy")
