@@ -29,6 +29,14 @@ class WavCubeTTSTask(TTSTask):
         parser.set_defaults(feats_extract="wavcube", tts="wavcube_cfm")
 
     @classmethod
+    def get_default_config(cls) -> dict[str, Any]:
+        """Return the defaults that ESPnet3 fills up a configuration with.
+
+        They have no normalisation: to collect the statistics for it, ESPnet3 removes `normalize` from the configuration.
+        """
+        return super().get_default_config() | {"normalize": None, "normalize_conf": {}}
+
+    @classmethod
     def optional_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
         """Return ESPnet's names, and in inference those of the prompt."""
         names = super().optional_data_names(train, inference)
