@@ -1,6 +1,7 @@
 """The ESPnet adapter's classes: what they give, and that the frozen model stays out of ESPnet's hands."""
 
 import copy
+import functools
 import pickle
 import subprocess
 import sys
@@ -139,14 +140,24 @@ def test_casting_the_owner_costs_no_digits(speech):
     assert low(speech, LENGTHS)[0].dtype == torch.float32
 
 
-@pytest.mark.parametrize("make", [*MAKERS, lambda: WavCubeFrontend(model="tiny", features="layers")])
-def test_copies_compute_the_same(make, speech):
+TRAINABLE = [
+    functools.partial(WavCubeFrontend, model="tiny", features=kind, trainable=True)
+    for kind in ("latent", "restored", "layers")
+]
+
+
+@pytest.mark.parametrize("make", [*MAKERS, lambda: WavCubeFrontend(model="tiny", features="layers"), *TRAINABLE])
+def test_copies_compute_the_same(make, speech, tmp_path):
     part = make()
     wanted, _ = part(speech, LENGTHS)
-    for twin in (copy.deepcopy(part), pickle.loads(pickle.dumps(part))):
+    torch.save(part, tmp_path / "part.pt")
+    saved = torch.load(tmp_path / "part.pt", weights_only=False)
+    for twin in (copy.deepcopy(part), pickle.loads(pickle.dumps(part)), saved):
         got, _ = twin(speech, LENGTHS)
         torch.testing.assert_close(got, wanted, atol=0, rtol=0)
-        assert twin.model is not part.model and not any(w.requires_grad for w in twin.model.parameters())
+        assert twin.model is not part.model
+        trained = [[name for name, weight in one.named_parameters() if weight.requires_grad] for one in (part, twin)]
+        assert trained[0] == trained[1] and twin.state_dict().keys() == part.state_dict().keys()
 
 
 def test_checkpoint_of_the_frozen_one_is_small(tmp_path):

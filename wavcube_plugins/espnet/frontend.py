@@ -88,7 +88,7 @@ class WavCubeFrontend(HoldsWavCube, AbsFrontend):
             self.hold(wavcube, model, without=self._removed())
 
     def _removed(self) -> tuple[str, ...]:
-        # The Compressor tells `encode` and `hidden_states` alike how many frames there are.
+        # The Compressor stays in any case: the model reads its own type from it.
         return tuple(part for part in unused_parts(FEATURES[self.features]) if part in ("restorer", "decoder"))
 
     @property

@@ -43,7 +43,6 @@ class HoldsWavCube(nn.Module):
         # Past nn.Module.__setattr__, which would register it.
         self.__dict__["model"] = model.eval().requires_grad_(False)
         self.source = source
-        self.removed_parts = tuple(without)
 
     @contextlib.contextmanager
     def frozen_precision(self, inputs: Tensor) -> Iterator[None]:
@@ -54,26 +53,6 @@ class HoldsWavCube(nn.Module):
         gradients = torch.is_grad_enabled() and inputs.requires_grad
         with torch.autocast(inputs.device.type, enabled=False), torch.set_grad_enabled(gradients):
             yield
-
-    def __getstate__(self):
-        # WavLM's weight norm is a parametrisation, which Python cannot pickle: tensors and sizes go instead.
-        state = self.__dict__.copy()
-        held = state.pop("model", None)
-        if held is not None:
-            state["held_model"] = held.config, held.state_dict(), held.trained, held.metadata
-        return state
-
-    def __setstate__(self, state):
-        held = state.pop("held_model", None)
-        super().__setstate__(state)
-        if held is not None:
-            config, weights, trained, metadata = held
-            with torch.device("meta"):
-                model = WavCube(config)
-            remove_parts(model, self.removed_parts)
-            model.load_state_dict(weights, assign=True)
-            model.trained, model.metadata = trained, metadata
-            self.hold(model, self.source, self.removed_parts)
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)

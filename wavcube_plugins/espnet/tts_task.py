@@ -30,9 +30,9 @@ class WavCubeTTSTask(TTSTask):
 
     @classmethod
     def get_default_config(cls) -> dict[str, Any]:
-        """Return the defaults that ESPnet3 fills up a configuration with.
+        """Return the defaults with which ESPnet3 completes a configuration.
 
-        They have no normalisation: to collect the statistics for it, ESPnet3 removes `normalize` from the configuration.
+        They have no normalisation, because ESPnet3 removes `normalize` from the configuration to collect statistics.
         """
         return super().get_default_config() | {"normalize": None, "normalize_conf": {}}
 

@@ -11,7 +11,7 @@ from wavcube_plugins.tts.flow import FlowLoss, FlowMatching, FlowNetwork
 from wavcube_plugins.tts.normalisation import LatentNorm
 from wavcube_plugins.tts.plan import cross_fade, new_frames, split_text
 from wavcube_plugins.tts.sampling import Sampling
-from wavcube_plugins.tts.synthesiser import Piece, Prompt, SpeechCodec, SynthesisedSpeech, Synthesiser
+from wavcube_plugins.tts.synthesiser import Piece, Prompt, SynthesisCodec, SynthesisedSpeech, Synthesiser
 
 __all__ = [
     "FlowConfig",
@@ -23,7 +23,7 @@ __all__ = [
     "Piece",
     "Prompt",
     "Sampling",
-    "SpeechCodec",
+    "SynthesisCodec",
     "SynthesisedSpeech",
     "Synthesiser",
     "cross_fade",

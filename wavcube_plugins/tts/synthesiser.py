@@ -31,8 +31,8 @@ SHORTEST_PROMPT, LONGEST_PROMPT, PROMPT_SECONDS = 0.3, 30.0, 12.0
 BATCH_SIZE = 8
 
 
-class SpeechCodec(Protocol):
-    """Speech to latents and back; a `WavCube` is one."""
+class SynthesisCodec(Protocol):
+    """The part of `models.interface.SpeechCodec` that synthesis needs, so that any vocoder can serve."""
 
     @property
     def sample_rate(self) -> int:
@@ -120,7 +120,7 @@ class Synthesiser:
 
     Args:
         flow: The TTS model; everything runs on its device.
-        codec: Encodes prompts and decodes what was sampled.
+        codec: Encodes prompts and decodes what was sampled; usually a `WavCube`.
         tokenise: Token ids of a text; raises `InputError` for what the model has no token for.
         norm: The normalisation that the flow was trained with; None if it was trained on raw latents.
         sampling: Defaults of every call.
@@ -130,7 +130,7 @@ class Synthesiser:
     def __init__(
         self,
         flow: FlowMatching,
-        codec: SpeechCodec,
+        codec: SynthesisCodec,
         tokenise: Callable[[str], Sequence[int]],
         *,
         norm: Normaliser | None = None,

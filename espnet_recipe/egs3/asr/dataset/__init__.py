@@ -21,23 +21,23 @@ class DatasetBuilder(espnet3_data.DatasetBuilder):
     """Prepares `data_dir`: the sets as Kaldi folders at 16 kHz in `raw/`, prompts for the test set, and `tokens.txt`.
 
     Its options are the section `create_dataset` of conf/training.yaml: `data_dir`, and `command`, the arguments of
-    `python -m wavcube_plugins.espnet.recipe` that write the sets.
+    `python -m wavcube_plugins.espnet.recipe` that write the sets. ESPnet3's template adds others, which are ignored.
     """
 
-    def is_source_prepared(self, data_dir: str, command: list) -> bool:
+    def is_source_prepared(self, data_dir: str, command: list, **_: Any) -> bool:
         """Return whether the sets have been written."""
         return all((Path(data_dir) / name / "wav.scp").is_file() for name in SETS)
 
-    def prepare_source(self, data_dir: str, command: list) -> None:
+    def prepare_source(self, data_dir: str, command: list, **_: Any) -> None:
         """Write the sets."""
         if recipe.main([str(word) for word in command]) != 0:
             raise RuntimeError(f"create_dataset.command failed: {' '.join(map(str, command))}")
 
-    def is_built(self, data_dir: str, command: list) -> bool:
+    def is_built(self, data_dir: str, command: list, **_: Any) -> bool:
         """Return whether the token list, which is written last, is there."""
         return (Path(data_dir) / "tokens.txt").is_file()
 
-    def build(self, data_dir: str, command: list) -> None:
+    def build(self, data_dir: str, command: list, **_: Any) -> None:
         """Convert the recordings, choose prompts and write the token list, the characters of the training text."""
         folder = Path(data_dir)
         for name in SETS:
