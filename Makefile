@@ -49,10 +49,11 @@ docs: $(STAMP)  ## build the documentation in docs/_build/html, offline; warning
 
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-annotate --no-header
 
+# ESPnet's setuptools < 74 rules out torch 2.13 and later, which torchaudio 2.11.1 needs although it does not say so.
 lock: $(STAMP)  ## update constraints.txt (changes only what must change) and constraints-newest.txt (the newest of all)
 	$(LOCK) --output-file constraints.txt pyproject.toml
 	sed -i '1i # The versions everything is tested with, for Python 3.10 to 3.12. Update with `make lock`.' constraints.txt
-	$(LOCK) --upgrade --output-file constraints-newest.txt pyproject.toml
+	echo 'torchaudio<2.11.1' | $(LOCK) --upgrade --constraint - --output-file constraints-newest.txt pyproject.toml
 	sed -i '1i # The newest versions that resolve. Update with `make lock`, test with `make test CONSTRAINTS=constraints-newest.txt`.' \
 		constraints-newest.txt
 
