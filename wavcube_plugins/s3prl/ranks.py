@@ -2,8 +2,9 @@
 
     torchrun --standalone --nproc_per_node 2 -m wavcube_plugins.s3prl.run run_downstream.py -m train …
 
-s3prl 0.4 expects `torch.distributed.launch` as it was: it wants `--local_rank`, calls CUDA on CPUs too, and only the
-first rank counts its steps, so that the others never stop. This module mends that from outside.
+s3prl 0.4 was written for an older `torch.distributed.launch`: it wants `--local_rank`, calls CUDA on CPUs too, and lets
+replicas exchange buffers while only the first rank evaluates. Only the first rank counts its steps, so that the others
+never stop. This module repairs that from outside.
 """
 
 from __future__ import annotations
@@ -86,22 +87,30 @@ def _adapt_torch(on_cpu: bool) -> None:
 
 
 def adapt_runner(runner: ModuleType, *, on_cpu: bool) -> None:
-    """Let every rank count its steps and, on a CPU, give its replicas no GPU.
+    """Let every rank count its steps and the first one evaluate alone and, on a CPU, give the replicas no GPU.
 
     Args:
         runner: The module `s3prl.downstream.runner`.
         on_cpu: Whether `--device` is the CPU.
     """
     module: Any = runner
-    counter = StepCounter(module.tqdm, module.is_leader_process)
-    module.tqdm, module.is_leader_process = counter.progress_bar, counter.is_leader
-    if on_cpu:
-        replicate = module.DDP
+    counter = StepCounter(module.is_leader_process)
 
-        def data_parallel(model, device_ids=None, **options):
-            return replicate(model, **options)
+    class ProgressBar(module.tqdm):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            counter.notice(self, options.get("desc"))
 
-        module.DDP = data_parallel
+    module.tqdm, module.is_leader_process = ProgressBar, counter.is_leader
+    replicate = module.DDP
+
+    def data_parallel(model, device_ids=None, **options):
+        # Replicas would exchange their buffers, the best score on dev among them, in every forward pass; those of an
+        # evaluation happen on the first rank only.
+        device_ids = None if on_cpu else device_ids
+        return replicate(model, device_ids=device_ids, broadcast_buffers=False, **options)
+
+    module.DDP = data_parallel
 
 
 class StepCounter:
@@ -112,23 +121,20 @@ class StepCounter:
     such question is one step.
 
     Args:
-        progress_bar: tqdm, as the runner knows it.
         is_leader: The runner's question.
     """
 
-    def __init__(self, progress_bar: Callable[..., Any], is_leader: Callable[[], bool]):
-        self._make, self._ask = progress_bar, is_leader
+    def __init__(self, is_leader: Callable[[], bool]):
+        self._ask = is_leader
         self._steps: Any = None
         self._counting = False
 
-    def progress_bar(self, *arguments: Any, **options: Any) -> Any:
-        """Make a bar, and remember the one over the whole training."""
-        bar = self._make(*arguments, **options)
-        if options.get("desc") == "overall":
+    def notice(self, bar: Any, title: str | None) -> None:
+        """Take note of a new bar: the one over the whole training, and the one over batches."""
+        if title == "overall":
             self._steps = bar
-        elif options.get("desc") == "train":
+        elif title == "train":
             self._counting = True
-        return bar
 
     def is_leader(self) -> bool:
         """Answer the question and, on the other ranks, count a step."""
