@@ -1,14 +1,23 @@
-"""Reading, writing and resampling of waveforms."""
+"""Reading, writing and resampling of waveforms.
+
+One rule holds for everything that reads audio: what is read is the whole recording, or the file is refused. A file is
+refused, in one sentence that names it, if its header gives a length that it does not have, if it is still being copied,
+or if it holds several recordings. Where a header marks its length as unknown, as programs that write to a pipe
+do, or a format states none, the recording is everything up to the end of the file.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -16,7 +25,7 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from wavcube_plugins.errors import InputError
+from wavcube_plugins.containers import AudioError, check_whole, seeks_exactly
 from wavcube_plugins.files import atomic_path
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".sph")
@@ -49,17 +58,13 @@ _FILTER_WIDTH, _ROLLOFF = 32, 0.99
 _LARGEST_FILTER_TABLE = 2_000_000
 
 
-class AudioError(InputError):
-    """A file or a waveform cannot be used; the message names it and says why."""
-
-
 class AudioWarning(UserWarning):
     """A file was used, but not as it is; the message names it and says what was done."""
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file's header says: frames are samples per channel."""
+    """Sample rate, samples per channel, and channels of a file."""
 
     sample_rate: int
     num_frames: int
@@ -71,13 +76,16 @@ class AudioInfo:
 
 
 def read_info(path: str | os.PathLike) -> AudioInfo:
-    """Read sample rate, length and channels from a file's header.
+    """Return sample rate, length and channels of a file without decoding it.
+
+    The length is the one that `read_audio` gives, or the file is refused by the same rule. Only damage that shows in
+    nothing but the decoded samples, or in the middle of a compressed file, is left to `read_audio`.
 
     Raises:
-        AudioError: the file does not exist or is no audio that libsndfile reads.
+        AudioError: no such file, no audio that libsndfile reads, or not as long as its header says.
     """
-    with _open(path) as file:
-        return AudioInfo(file.samplerate, file.frames, file.channels)
+    with _open(path) as (file, frames):
+        return AudioInfo(file.samplerate, frames, file.channels)
 
 
 def read_audio(
@@ -94,7 +102,7 @@ def read_audio(
         path: Any format libsndfile reads.
         sample_rate: Wanted rate in Hz; other rates are resampled.
         start: First sample to read, counted at the file's own rate.
-        num_frames: Samples to read, at the file's own rate; None reads to the end. Fewer come back where the file
+        num_frames: Samples to read, at the file's own rate; None reads to the end. Fewer come back if the recording
             ends earlier.
         channel: The channel to read, counted from 0; None averages all of them.
 
@@ -102,20 +110,22 @@ def read_audio(
         The waveform (T,), in -1 … 1. Where several channels are averaged, an `AudioWarning` says so.
 
     Raises:
-        AudioError: unreadable, cut short, empty, or with samples that are not finite; the message names the file.
+        AudioError: unreadable, shorter or longer than its header says (even if only a part is wanted), several
+            recordings in one file, changed while it was read, empty, or with samples that are not finite; the message
+            names the file.
     """
-    with _open(path) as file:
+    with _open(path, thorough=start == 0 and num_frames is None) as (file, frames):
         rate, channels = file.samplerate, file.channels
         if channel is not None and not 0 <= channel < channels:
             raise AudioError(f"{path}: has {channels} channels, counted from 0, and no channel {channel}")
-        available = file.frames - start
+        available = frames - start
         if start and available <= 0:
-            raise AudioError(f"{path}: ends at sample {file.frames}, before the wanted start at {start}")
+            raise AudioError(f"{path}: ends at sample {frames}, before the wanted start at {start}")
         wanted = available if num_frames is None else min(num_frames, available)
         # One array that grows in place: joined blocks would stand in memory twice.
         samples, count = np.empty(min(_BLOCK, wanted), dtype=np.float32), 0
         try:
-            file.seek(start)
+            _seek(file, start)
             while count < wanted:
                 block = file.read(min(_BLOCK, wanted - count), dtype="float32", always_2d=True)
                 if not len(block):
@@ -129,8 +139,8 @@ def read_audio(
                 count = end
         except soundfile.LibsndfileError as error:
             raise AudioError(f"{path}: broken or cut short, {_reason(error)}") from error
-        # An MP3 header gives an estimate where it gives anything; the other formats count exactly.
-        allowed = wanted // 100 + 4096 if file.format == "MP3" else 0
+        # Decoders of MP3 differ by a few frames; all other formats count exactly.
+        allowed = 4096 if file.format == "MP3" else 0
     if wanted - count > allowed:
         raise AudioError(f"{path}: cut short, {count} of {wanted} samples could be read")
     if not count:
@@ -236,13 +246,25 @@ def find_audio(folder: str | os.PathLike) -> list[Path]:
     return sorted(path for path in found if path.is_file())
 
 
+class _SoundFile(soundfile.SoundFile):
+    """A file that is read from the start where libsndfile seeks, but not to the exact sample."""
+
+    def __init__(self, name: Any):
+        super().__init__(name)
+        self._exact = seeks_exactly(name, self.format, self.subtype, self.extra_info)
+
+    def seekable(self) -> bool:
+        return self._exact and super().seekable()
+
+
 @contextmanager
-def _open(path: str | os.PathLike) -> Iterator[soundfile.SoundFile]:
+def _open(path: str | os.PathLike, *, thorough: bool = False) -> Iterator[tuple[soundfile.SoundFile, int]]:
+    """Open a file and yield it with its samples per channel, after checking that it is whole."""
     try:
         if not Path(path).is_file():
             kind = "folder" if Path(path).is_dir() else "pipe or a device"
             raise AudioError(f"{path}: {f'is a {kind}, not a file' if Path(path).exists() else 'no such file'}")
-        file = soundfile.SoundFile(_name(path))
+        file = _SoundFile(_name(path))
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{path}: not readable as audio, {_reason(error)}") from error
     except OSError as error:
@@ -256,10 +278,45 @@ def _open(path: str | os.PathLike) -> Iterator[soundfile.SoundFile]:
         # libsndfile's mark for "unknown", left by encoders that wrote to a pipe.
         if file.frames >= 2**62:
             raise AudioError(f"{path}: the header does not give the length; write the file anew, say with ffmpeg")
-        yield file
+        before = _state(path)
+        try:
+            frames = _checked(_name(path), *before, file.format, file.frames, file.extra_info, thorough)
+        except AudioError as error:
+            raise AudioError(f"{path}: {error}") from None
+        except (struct.error, IndexError) as error:
+            raise AudioError(f"{path}: broken or cut short, its header is not whole") from error
+        yield file, frames
+        if _state(path) != before:
+            raise AudioError(f"{path}: changed while it was read; it may still be being copied")
 
 
-def _name(path: str | os.PathLike) -> str | bytes:
+def _state(path: str | os.PathLike) -> tuple[int, int]:
+    """Return size and time of a file, which tell whether it changes."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise AudioError(f"{path}: not readable, {(error.strerror or str(error)).lower()}") from error
+    return status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=1024)  # training reads many parts of the same files
+def _checked(name: str | bytes, size: int, changed: int, container: str, frames: int, log: str, thorough: bool) -> int:
+    return check_whole(name, container, frames, log, thorough=thorough)
+
+
+def _seek(file: soundfile.SoundFile, start: int) -> None:
+    if file.seekable():
+        file.seek(start)
+        return
+    # GSM 6.10, G.721 and some others can only be read from the start, an MP3 file of variable bitrate only so exactly.
+    while start > 0:
+        skipped = len(file.read(min(_BLOCK, start), dtype="float32"))
+        if not skipped:
+            return
+        start -= skipped
+
+
+def _name(path: str | os.PathLike) -> Any:  # soundfile's annotations lack bytes
     # soundfile refuses the names of files that are not UTF-8, unless they come as bytes.
     return os.fsencode(path) if os.name == "posix" else os.fspath(path)
 
