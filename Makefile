@@ -13,7 +13,7 @@ SUPERB      ?= superb_mini
 # One thread per test process: two processes with two threads each only wait for each other on two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses $(WORKERS) --dist loadgroup
 
-.PHONY: help env demo test test-fast lint format docs lock bench bench-pretraining nano tts superb-mini clean
+.PHONY: help env demo test test-fast fuzz lint format docs lock bench bench-pretraining nano tts superb-mini clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -35,6 +35,9 @@ test: $(STAMP)  ## run all tests, offline, in $(WORKERS) processes
 
 test-fast: $(STAMP)  ## run the tests that take seconds
 	$(PYTEST) -m "not slow and not integration"
+
+fuzz: $(STAMP)  ## search for inputs that break the readers and commands, for minutes
+	FUZZ_CASES=500 $(BIN)/python -m pytest tests/fuzz --hypothesis-profile long
 
 lint: $(STAMP)  ## check style, formatting, layers and types
 	$(BIN)/ruff check .
