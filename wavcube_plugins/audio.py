@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,6 +30,12 @@ from wavcube_plugins.containers import AudioError, check_whole, seeks_exactly
 from wavcube_plugins.files import atomic_path
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".sph")
+
+# Names that audio is published under besides: other containers, numbered (.WV1 of WSJ, .wav.1) and packed files.
+_FOREIGN_AUDIO = re.compile(
+    r"\.(wv\d?|wave|aac|m4a|m4b|mp4|mp2|mp1|mka|webm|wma|amr|3gp|ape|tta|oga|spx|snd|voc|caf|gsm|raw|pcm|nist|sphere"
+    r"|(wav|flac|ogg|opus|mp3|aiff?|au|w64|sph)([._~]?\d+|~|\.(gz|bz2|xz|zst|shn|part|crdownload|tmp)))$"
+)
 
 # Suffixes we write, with libsndfile's names of the format and of the encoding (None is the format's own choice).
 _WRITERS = {
@@ -225,25 +232,51 @@ def _resample_directly(waveform: Tensor, source_rate: int, target_rate: int, rea
     return torch.cat(pieces, dim=-1)
 
 
-def find_audio(folder: str | os.PathLike) -> list[Path]:
+def find_audio(folder: str | os.PathLike, overlook: Callable[[Path, str], object] | None = None) -> list[Path]:
     """List the audio files below a folder, sorted, by their suffixes.
 
     Links to folders are followed, once each; names that begin with a dot are left out.
+
+    Args:
+        folder: Where to search.
+        overlook: Called with every path that may hold speech but cannot be listed, and the reason. Without it an
+            `AudioWarning` counts them and names the first.
     """
+    overlooked: list[tuple[Path, str]] = []
+
+    def unlistable(error: OSError) -> None:
+        overlooked.append((Path(error.filename), f"cannot be listed, {(error.strerror or str(error)).lower()}"))
+
     found, visited = [], set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=unlistable, followlinks=True):
         real = os.path.realpath(parent)
         if real in visited:
             folders.clear()
             continue
         visited.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(parent, name)
-            for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
-        ]
-    return sorted(path for path in found if path.is_file())
+        for path in (Path(parent, name) for name in names if not name.startswith(".")):
+            known = path.suffix.lower() in AUDIO_SUFFIXES
+            if known and path.is_file():
+                found.append(path)
+            elif path.is_symlink() and not path.exists():
+                if known or not path.suffix:  # a link without suffix may have led to a folder
+                    overlooked.append((path, "a broken link"))
+            elif not known and _FOREIGN_AUDIO.search(path.name.lower()):
+                overlooked.append((path, f"the suffix {path.suffix} is not read"))
+    if overlook is not None:
+        for path, reason in overlooked:
+            overlook(path, reason)
+    elif overlooked:
+        warnings.warn(describe_overlooked(overlooked), AudioWarning, stacklevel=2)
+    return sorted(found)
+
+
+def describe_overlooked(overlooked: Sequence[tuple[Path, str]]) -> str:
+    """Say in one line how many paths a search could not use, and name the first."""
+    first = ", ".join(f"{path} ({reason})" for path, reason in overlooked[:3])
+    more = f", and {len(overlooked) - 3} more" if len(overlooked) > 3 else ""
+    return f"{len(overlooked)} {'path' if len(overlooked) == 1 else 'paths'} left out of the search: {first}{more}"
 
 
 class _SoundFile(soundfile.SoundFile):

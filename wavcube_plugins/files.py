@@ -42,15 +42,20 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def array_bytes(values: np.ndarray) -> bytes:
+    """Return the content of a .npy file with this array."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
+
+
 def save_array(path: str | os.PathLike, values: np.ndarray) -> None:
     """Write an array as a .npy file, atomically.
 
     Raises:
         OSError: it cannot be written; the error names the path.
     """
-    import numpy as np
-
-    buffer = io.BytesIO()
-    np.save(buffer, values)  # NumPy itself does not say why writing to a file failed
     with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+        temporary.write_bytes(array_bytes(values))  # NumPy itself would not say why writing to a file failed

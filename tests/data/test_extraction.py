@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ import torch
 
 from wavcube_plugins import load_model
 from wavcube_plugins.data import extraction
-from wavcube_plugins.data.extraction import ExtractionError, LatentFolder, extract
-from wavcube_plugins.data.manifests import ManifestError, Utterance, read_manifest
+from wavcube_plugins.data.extraction import extract
+from wavcube_plugins.data.latent_folder import ExtractionError, LatentFolder
+from wavcube_plugins.data.manifests import read_manifest
+from wavcube_plugins.data.utterance import ManifestError, Utterance
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*UNTRAINED")
 
@@ -233,6 +236,24 @@ def test_a_batch_that_fails_is_halved_down_to_the_utterance_at_fault(model, corp
     assert set(result.failed) == {"speaker0/utterance_10", "speaker1/utterance_11"}
     assert ("more memory" in result.failed["speaker1/utterance_11"]) == isinstance(error, torch.OutOfMemoryError)
     assert result.extracted == 10
+
+
+def test_the_tensors_that_did_not_fit_are_gone_when_it_tries_again(model, corpus, tmp_path, monkeypatch):
+    held, alive, encode = [], [], model.encode
+
+    def limited(waveforms, lengths, **options):
+        alive.append(sum(reference() is not None for reference in held))
+        work = waveforms.clone()
+        held.extend(map(weakref.ref, (waveforms, work)))
+        if waveforms.shape[0] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(waveforms, lengths, **options)
+
+    monkeypatch.setattr(model, "encode", limited)
+    source = str(corpus / "speaker0" / "utterance 2.wav")
+    result = extract(model, [Utterance(name, source) for name in "abcd"], tmp_path)
+    assert (result.extracted, result.failed) == (4, {})
+    assert alive == [0] * 7  # of four, two, one, one, two, one and one
 
 
 def test_latents_that_are_not_finite_are_failures(model, corpus, tmp_path, monkeypatch):
@@ -453,25 +474,24 @@ def test_processes_may_run_one_after_the_other_and_their_number_may_change(model
     assert len(lines(tmp_path / "failed.tsv")) == 2
 
 
-def test_the_index_is_whole_whichever_process_ends_last(model, corpus, tmp_path):
+def test_the_index_is_whole_whichever_process_ends_last(model, corpus, tmp_path, monkeypatch):
     """One process replaces the index of another that ended between its reading and its writing."""
     source = str(corpus / "speaker0" / "utterance 2.wav")
     utterances = [Utterance("a", source), Utterance("b", source)]
-    extract(model, utterances[:1], tmp_path, rank=0, world_size=2)
+    replace, others = os.replace, []
 
-    class Interrupted(LatentFolder):
-        interrupted = False
+    def replace_late(temporary, path):
+        if os.fspath(path) == str(tmp_path / "index.jsonl") and not others:
+            others.append(None)
+            others.append(extract(model, utterances, tmp_path, rank=1, world_size=2))
+            assert set(index_of(tmp_path)) == {"a", "b"}
+        replace(temporary, path)
 
-        def _write_lists(self, *arguments):
-            if not self.interrupted:
-                self.interrupted = True
-                assert extract(model, utterances, tmp_path, rank=1, world_size=2).extracted == 1
-                assert set(index_of(tmp_path)) == {"a", "b"}
-            super()._write_lists(*arguments)
-
-    failed, missing = Interrupted(tmp_path, rank=0, world_size=2).merge(utterances)
-    assert (failed, missing) == ({}, 0)
+    monkeypatch.setattr(os, "replace", replace_late)
+    result = extract(model, utterances, tmp_path, rank=0, world_size=2)
+    assert (result.extracted, result.missing, others[1].extracted, others[1].missing) == (1, 0, 1, 0)
     assert set(index_of(tmp_path)) == {"a", "b"}
+    assert len(lines(tmp_path / "feats.scp")) == len(lines(tmp_path / "feats_shape")) == 2
 
 
 # Manifests ------------------------------------------------------------------------------------------------------------
@@ -564,7 +584,7 @@ def test_the_same_line_twice_is_one_utterance(tmp_path):
         ("list.txt", b"\x93NUMPY\x01\x00\xff", "not a text file"),
         ("list.txt", b"\0\0\0", "line 1: not text"),
         ("list.txt.gz", b"not gzip", "not readable as a manifest"),
-        ("list.txt.gz", gzip.compress(b"x.wav\n" * 100)[:-9], "not readable as a manifest"),
+        ("list.txt.gz", gzip.compress(b"x.wav\n" * 100, mtime=0)[:-9], "not readable as a manifest"),
         ("m.jsonl", '{"path": "/x.wav"}\n{"path": \n', "line 2: not JSON"),
         ("m.jsonl", '{"path": "/x.wav"}\n["/y.wav"]\n', "line 2: expected a JSON object"),
         ("m.jsonl", '{"text": "hello"}\n', "line 1: names no audio; expected one of audio_filepath"),

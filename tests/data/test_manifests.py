@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from wavcube_plugins.data import manifests
-from wavcube_plugins.data.manifests import Manifest, ManifestError, Utterance, read_manifest, write_manifest
+from wavcube_plugins.data import manifest_writing, manifests
+from wavcube_plugins.data.manifest_writing import write_manifest
+from wavcube_plugins.data.manifests import Manifest, read_manifest
+from wavcube_plugins.data.utterance import ManifestError, Utterance
 
 CUT = {
     "id": "small/100/sea_fairies_0812_librivox_64kb_mp3/01_baum_sea_fairies_64kb_0",
@@ -249,7 +251,7 @@ def test_what_cannot_be_used_is_left_out_and_named(folder):
 
 
 def test_order_is_kept_with_any_number_of_threads(folder, monkeypatch):
-    monkeypatch.setattr(manifests, "_PORTION", 3)
+    monkeypatch.setattr(manifest_writing, "_PORTION", 3)
     names = [f"{number:03d} {('a.wav', 'b.flac')[number % 2]}" for number in range(100)]
     Path("wav.scp").write_text("\n".join(names))
     seen = []

@@ -21,7 +21,8 @@ from wavcube_plugins import WavCubeConfig, load_model
 from wavcube_plugins.audio import AudioError, read_audio
 from wavcube_plugins.checkpoints import CheckpointError, load_teacher, save_model
 from wavcube_plugins.checkpoints.backbones import save_backbone
-from wavcube_plugins.data.manifests import Manifest, Utterance
+from wavcube_plugins.data.manifests import Manifest
+from wavcube_plugins.data.utterance import Utterance
 from wavcube_plugins.evaluation import MetricError, perceptual
 from wavcube_plugins.models.mel import LogMel
 from wavcube_plugins.models.wavlm import WavLM

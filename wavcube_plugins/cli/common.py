@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import math
 import os
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "nano"
 DEBUG_VARIABLE = "WAVCUBE_DEBUG"
 DTYPES = ("float32", "bfloat16", "float16")
+
+# Errors about the name of a file, as opposed to those of the disk, which every other file would meet too.
+NAME_FAULTS = {
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
 
 # Warnings and failures printed one by one; further ones are only counted.
 SHOWN = 20
@@ -258,6 +264,14 @@ def fail(command: str, message: str) -> int:
     return FAILED
 
 
+def note_overlooked(overlooked: Sequence[tuple[Path, str]]) -> None:
+    """Print one line about the paths that could not be searched for audio."""
+    from wavcube_plugins.audio import describe_overlooked
+
+    if overlooked:
+        note(describe_overlooked(overlooked))
+
+
 def count_of(number: int, thing: str, things: str = "") -> str:
     return f"{number} {thing if number == 1 else things or f'{thing}s'}"
 
@@ -323,10 +337,10 @@ def explain(error: Exception) -> tuple[int, str]:
         return BAD_INPUT, str(error)
     if isinstance(error, OSError):
         place = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        named = isinstance(
-            error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError)
+        return (
+            BAD_INPUT if error.errno in NAME_FAULTS and place else FAILED,
+            f"{place}{(error.strerror or str(error)).lower()}",
         )
-        return BAD_INPUT if named and place else FAILED, f"{place}{(error.strerror or str(error)).lower()}"
     if isinstance(error, ImportError):
         return FAILED, str(error)
     if "torch" in sys.modules:

@@ -19,25 +19,29 @@ from wavcube_plugins.cli.common import (
     load,
     note,
     note_failures,
+    note_overlooked,
     positive,
     say,
 )
-from wavcube_plugins.errors import OK, InputError
+from wavcube_plugins.errors import FAILED, OK, InputError
 
 if TYPE_CHECKING:
     from wavcube_plugins.data.extraction import ExtractionResult
+    from wavcube_plugins.data.manifests import Listing
 
 _DESCRIPTION = """\
 Write the latents of a corpus: OUT/npy/ID.npy (float16), OUT/index.jsonl, and OUT/feats.scp with
 OUT/feats_shape for ESPnet and Kaldi-style tools. After a stop, run the same command again: it continues, and
-repeats nothing. Files that fail are listed at the end and in OUT/failed.tsv; then the exit code is 1.
+repeats nothing but files that have changed since. Files that fail are listed at the end and in OUT/failed.tsv;
+then the exit code is 1.
 
 SOURCE is a folder (ids are the paths below it), or a manifest, gzipped or not:
   list    one path per line (ids are the paths)
-  scp     Kaldi's wav.scp, `id path` per line
-  jsonl   one JSON object per line: the path as audio_filepath, audio, audio_path, path, wav, file or
-          Lhotse's recording.sources; the id as id, utt_id, utt or key; a part of a file by start or
-          offset, and duration, in seconds"""
+  scp     Kaldi's wav.scp, `id path` per line; the segments are taken where a file of that name is beside it
+  jsonl   one JSON object per line, or an array of them: the path as audio_filepath, audio, audio_path,
+          path, wav, file or a Lhotse recording; the id as id, utt_id, utt or key; a part of a file by start
+          or offset, and duration or end, in seconds; one of several channels by channel
+What a manifest says about the audio and cannot be obeyed is refused by name."""
 
 
 def register(commands) -> None:
@@ -76,13 +80,15 @@ def run(arguments: argparse.Namespace) -> int:
     check_folder(arguments.output)
 
     from wavcube_plugins.data.extraction import extract
-    from wavcube_plugins.data.manifests import read_manifest
+    from wavcube_plugins.data.manifests import list_utterances
 
-    utterances = read_manifest(arguments.source, kind=arguments.format, root=arguments.root)
+    listing = list_utterances(arguments.source, kind=arguments.format, root=arguments.root)
+    if not listing.utterances:
+        raise next(iter(listing.failed.values()))
     model = load(arguments, local_rank=int(os.environ.get("LOCAL_RANK", rank)) if world_size > 1 else 0)
     result = extract(
         model,
-        utterances,
+        listing.utterances,
         arguments.output,
         model_name=arguments.model,
         window_seconds=arguments.window,
@@ -91,21 +97,27 @@ def run(arguments: argparse.Namespace) -> int:
         rank=rank,
         world_size=world_size,
         progress=rank == 0,
+        refused={name: str(error) for name, error in listing.failed.items()},
     )
     process = f"process {rank + 1} of {world_size}: " if world_size > 1 else ""
     say(f"{arguments.output}: {process}{_summary(result)}")
+    if rank == 0:
+        note_overlooked(listing.overlooked)
+    return _outcome(result, listing, arguments.output)
+
+
+def _outcome(result: ExtractionResult, listing: Listing, output: Path) -> int:
+    """Report what is missing or has failed, and return the exit code."""
     if result.missing:
         # Other processes report when they end, and torchrun would stop them at an exit code other than 0.
         others = "is with another process" if result.missing == 1 else "are with other processes"
         note(f"{count_of(result.missing, 'utterance')} {others}; if it was stopped, run the same command again")
         return OK
     if not result.failed:
-        return OK
+        return FAILED if listing.overlooked else OK
     more = note_failures("failed", result.failed)
-    total = count_of(len(utterances), "utterance")
-    return fail(
-        "extract", f"{len(result.failed)} of {total} failed{more}; all are in {arguments.output / 'failed.tsv'}"
-    )
+    total = count_of(len(listing.utterances) + len(listing.failed), "utterance")
+    return fail("extract", f"{len(result.failed)} of {total} failed{more}; all are in {output / 'failed.tsv'}")
 
 
 def _summary(result: ExtractionResult) -> str:
@@ -118,6 +130,8 @@ def _summary(result: ExtractionResult) -> str:
         )
     if result.resumed:
         parts.append(f"{result.resumed} were there already")
+    if result.changed:
+        parts.append(f"{count_of(result.changed, 'source')} changed since the last run, made anew")
     return "; ".join(parts)
 
 

@@ -8,11 +8,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wavcube_plugins.cli.common import check_writable, explain, fail, note, say
-from wavcube_plugins.errors import OK, InputError
+from wavcube_plugins.cli.common import NAME_FAULTS, check_writable, explain, fail, note, note_overlooked, say
+from wavcube_plugins.errors import FAILED, OK, InputError
 
 if TYPE_CHECKING:
     from wavcube_plugins.models.wavcube import WavCube
@@ -23,14 +24,24 @@ Watch = Callable[..., AbstractContextManager]
 # A recording shows its own progress from this many seconds on.
 LONG = 60.0
 
-# Errors about one name, as opposed to those of the disk, which every other file would meet too.
-_OWN_FAULTS = {errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES}
-
 
 # Planning -------------------------------------------------------------------------------------------------------------
 
 
-def plan(arguments: argparse.Namespace, suffix: str, *, from_audio: bool) -> list[tuple[Path, Path]]:
+@dataclass(frozen=True)
+class Plan:
+    """What a command is to do.
+
+    Attributes:
+        pairs: Every input file with its output.
+        overlooked: Paths in the input folders that could not be searched, and why.
+    """
+
+    pairs: list[tuple[Path, Path]]
+    overlooked: list[tuple[Path, str]]
+
+
+def plan(arguments: argparse.Namespace, suffix: str, *, from_audio: bool) -> Plan:
     """Pair every input file with its output, and check both before anything heavy is loaded.
 
     Raises:
@@ -41,19 +52,20 @@ def plan(arguments: argparse.Namespace, suffix: str, *, from_audio: bool) -> lis
     to_file = _is_file_name(output, arguments.inputs, suffix)
     # A decoded file must not take the name of the recording that it may come from.
     ending = suffix if suffix == ".npy" or output is not None else f".wavcube{suffix}"
-    pairs = []
+    pairs: list[tuple[Path, Path]] = []
+    overlooked: list[tuple[Path, str]] = []
     for path in arguments.inputs:
-        for file in _find(path, from_audio) if path.is_dir() else [path]:
-            if to_file:
-                destination = output
-            elif output is None:
+        for file in _find(path, from_audio, overlooked) if path.is_dir() else [path]:
+            if output is None:
                 destination = file.with_name(file.stem + ending)
+            elif to_file:
+                destination = output
             else:
                 below = file.relative_to(path) if path.is_dir() else Path(file.name)
                 destination = output / below.with_name(below.stem + ending)
             pairs.append((file, destination))
     _check_outputs(pairs)
-    return pairs
+    return Plan(pairs, overlooked)
 
 
 def _check_inputs(inputs: list[Path], output: Path | None) -> None:
@@ -85,25 +97,37 @@ def _check_outputs(pairs: list[tuple[Path, Path]]) -> None:
     sources = {file.resolve() for file, _ in pairs}
     taken: dict[Path, Path] = {}
     for file, destination in pairs:
-        if destination.resolve() in sources:
-            raise InputError(f"{destination}: is an input and would be overwritten; choose another --output")
-        if destination.is_dir():
-            raise InputError(f"{destination}: is a folder, where the result of {file} should be written")
-        if other := taken.get(destination.resolve()):
-            raise InputError(f"{other} and {file}: both would be written to {destination}; run them one by one")
-        taken[destination.resolve()] = file
-        check_writable(destination)
+        try:
+            _check_output(file, destination, sources, taken)
+        except OSError as error:
+            # One of several files: it fails when its turn comes.
+            if error.errno != errno.ENAMETOOLONG or len(pairs) == 1:
+                raise
 
 
-def _find(folder: Path, from_audio: bool) -> list[Path]:
-    if from_audio:
-        from wavcube_plugins.audio import find_audio
+def _check_output(file: Path, destination: Path, sources: set[Path], taken: dict[Path, Path]) -> None:
+    if destination.resolve() in sources:
+        raise InputError(f"{destination}: is an input and would be overwritten; choose another --output")
+    if destination.is_dir():
+        raise InputError(f"{destination}: is a folder, where the result of {file} should be written")
+    if other := taken.get(destination.resolve()):
+        raise InputError(f"{other} and {file}: both would be written to {destination}; run them one by one")
+    taken[destination.resolve()] = file
+    check_writable(destination)
 
-        files = find_audio(folder)
-    else:
+
+def _find(folder: Path, from_audio: bool, overlooked: list[tuple[Path, str]]) -> list[Path]:
+    if not from_audio:
         files = sorted(path for path in folder.rglob("*.npy") if path.is_file() and not path.name.startswith("."))
+        if not files:
+            raise InputError(f"{folder}: no .npy files in this folder")
+        return files
+    from wavcube_plugins.audio import describe_overlooked, find_audio
+
+    files = find_audio(folder, lambda path, reason: overlooked.append((path, reason)))
     if not files:
-        raise InputError(f"{folder}: no {'audio' if from_audio else '.npy'} files in this folder")
+        unseen = f"; {describe_overlooked(overlooked)}" if overlooked else ""
+        raise InputError(f"{folder}: no audio files in this folder{unseen}")
     return files
 
 
@@ -126,25 +150,26 @@ def readable(source: Path) -> Iterator[Path]:
 # Running --------------------------------------------------------------------------------------------------------------
 
 
-def run_jobs(
-    command: str, jobs: list[tuple[Path, Path]], model: WavCube, work: Callable[[Path, Path, Watch], str]
-) -> int:
+def run_jobs(command: str, planned: Plan, model: WavCube, work: Callable[[Path, Path, Watch], str]) -> int:
     """Do the work on every file; one that cannot be used does not stop the others.
 
     Args:
         command: Its name, for the error at the end.
-        jobs: Pairs of source and destination.
+        planned: What to do.
         model: What the work uses.
         work: Takes a source, a destination and a `Watch`; returns a summary.
 
     Returns:
         The exit code.
     """
+    jobs = planned.pairs
+    note_overlooked(planned.overlooked)
+    done = FAILED if planned.overlooked else OK
     if len(jobs) == 1:
         source, destination = jobs[0]
         summary = work(source, destination, lambda *task: _watch_layers(model, *task))
         say(f"{source} -> {destination}  ({summary})")
-        return OK
+        return done
 
     from tqdm import tqdm
 
@@ -162,7 +187,7 @@ def run_jobs(
                 failures += 1
                 note(f"failed: {reason}")
     say(f"{len(jobs) - failures} of {len(jobs)} files done")
-    return fail(command, f"{failures} of {len(jobs)} files failed") if failures else OK
+    return fail(command, f"{failures} of {len(jobs)} files failed") if failures else done
 
 
 def _own_fault(error: Exception, source: Path) -> str | None:
@@ -171,7 +196,7 @@ def _own_fault(error: Exception, source: Path) -> str | None:
 
     if is_out_of_memory(error):
         return f"{source}: out of memory; try --window 60"
-    if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno in _OWN_FAULTS):
+    if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno in NAME_FAULTS):
         reason = explain(error)[1]
         return reason if str(source) in reason else f"{source}: {reason}"
     return None

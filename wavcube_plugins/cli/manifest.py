@@ -14,9 +14,10 @@ from wavcube_plugins.cli.common import (
     count_of,
     fail,
     note_failures,
+    note_overlooked,
     say,
 )
-from wavcube_plugins.errors import OK, InputError
+from wavcube_plugins.errors import FAILED, OK, InputError
 
 
 def register(commands) -> None:
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from wavcube_plugins.data.extraction import progress_interval
-    from wavcube_plugins.data.manifests import write_manifest
+    from wavcube_plugins.data.manifest_writing import write_manifest
 
     summary = write_manifest(
         source,
@@ -73,8 +74,9 @@ def run(arguments: argparse.Namespace) -> int:
         watch=lambda entries, total: tqdm(entries, total=total, unit="entry", mininterval=progress_interval()),
     )
     say(f"{output}: {count_of(summary.written, 'utterance')}, {summary.seconds / 3600:.3f} h")
+    note_overlooked(summary.overlooked)
     if not summary.failed:
-        return OK
+        return FAILED if summary.overlooked else OK
     more = note_failures("left out", summary.failed)
     entries = count_of(summary.total, "entry", "entries")
     return fail("manifest", f"{len(summary.failed)} of {entries} cannot be used{more}")

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from wavcube_plugins.audio import AudioError, AudioWarning, read_audio, read_info
-from wavcube_plugins.data.manifests import Manifest, ManifestError, Utterance
+from wavcube_plugins.audio import AudioError, AudioWarning
+from wavcube_plugins.data.manifests import Manifest
+from wavcube_plugins.data.utterance import ManifestError, Utterance
 from wavcube_plugins.errors import InputError
 from wavcube_plugins.pretraining.disturb import disturb
 
@@ -92,7 +93,7 @@ def read_crop(
     Raises:
         AudioError: the file is unreadable, broken or too short; the message names it.
     """
-    info = read_info(utterance.source)
+    info = utterance.info()
     start = round(utterance.start * info.sample_rate)
     available = info.num_frames - start
     if utterance.duration is not None:
@@ -108,7 +109,7 @@ def read_crop(
     with warnings.catch_warnings():
         # That stereo is averaged need not be said for every crop.
         warnings.simplefilter("ignore", AudioWarning)
-        waveform = read_audio(utterance.source, sample_rate, start=start, num_frames=wanted)
+        waveform = utterance.read_samples(sample_rate, start, wanted)
     waveform = waveform.repeat(math.ceil(samples / len(waveform)))[:samples]
     peak = 10 ** (peak_db / 20)
     return waveform * (peak / waveform.abs().max().clamp_min(peak / MOST_GAIN))

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from wavcube_plugins.audio import AudioError, read_info
 from wavcube_plugins.data.extraction import extract
-from wavcube_plugins.data.manifests import Utterance
 from wavcube_plugins.data.speech import check_rate, read_speech
+from wavcube_plugins.data.utterance import Utterance
 from wavcube_plugins.errors import InputError
 from wavcube_plugins.speechbrain.lobe import WavCube
 from wavcube_plugins.speechbrain.manifests import AUDIO_KEYS, ROOT
