@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from wavcube_plugins.data.lhotse_cuts import LhotseCut, has_lhotse
+from wavcube_plugins.data.lhotse_cuts import LhotseCut, check_sources, has_lhotse
 from wavcube_plugins.data.utterance import Base, ManifestError, Utterance, clean_id, path_id
 
 AUDIO_KEYS = ("audio_filepath", "audio", "audio_path", "path", "wav", "file")
@@ -39,6 +39,7 @@ def parse_entry(entry: object, where: str, base: Base) -> Utterance:
         raise ManifestError(f"{where}: expected a JSON object, found {json.dumps(entry)[:40]}")
     entry = {key: value for key, value in entry.items() if value is not None}  # null is as good as nothing
     if _is_lhotse(entry):
+        check_sources(entry, where)
         try:
             return _parse_lhotse(entry, where, base)
         except _Beyond as reason:

@@ -28,6 +28,19 @@ def has_lhotse() -> bool:
     return importlib.util.find_spec("lhotse") is not None
 
 
+def check_sources(entry: Mapping[str, Any], where: str) -> None:
+    """Check that reading a cut runs no command and downloads nothing.
+
+    Raises:
+        ManifestError: it would.
+    """
+    for source in _sources(dict(entry)):
+        if source.get("type") in _REFUSED_SOURCES:
+            raise ManifestError(
+                f"{where}: a source of the type {source['type']!r}; commands are not run, and nothing is downloaded"
+            )
+
+
 @dataclass(frozen=True)
 class LhotseCut(Utterance):
     """A cut of Lhotse's that Lhotse reads.
@@ -48,10 +61,6 @@ class LhotseCut(Utterance):
         entry = copy.deepcopy(dict(entry))
         files = []
         for source in _sources(entry):
-            if source.get("type") in _REFUSED_SOURCES:
-                raise ManifestError(
-                    f"{where}: a source of the type {source['type']!r}; commands are not run, and nothing is downloaded"
-                )
             if source.get("type") == "file":
                 source["source"] = base.locate(str(source.get("source")), where)
                 files.append(source["source"])
