@@ -11,7 +11,7 @@ TTS         ?= tts_output
 SUPERB      ?= superb_mini
 
 # One thread per test process: two processes with two threads each only wait for each other on two cores.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses $(WORKERS) --dist loadgroup
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help env demo test test-fast fuzz lint format docs lock bench bench-pretraining nano tts superb-mini clean
 

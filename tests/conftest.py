@@ -16,10 +16,15 @@ from wavcube_plugins import load_model
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Keep the tests of a file in one process, since they share fixtures, unless they have an `xdist_group`."""
+    """Keep the tests of a file in one process, since they share fixtures, unless they have an `xdist_group`.
+
+    Files with long tests come first, so that the short ones fill up the processes at the end.
+    """
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT / "tests").as_posix()))
+    long = {item.path for item in items if item.get_closest_marker("integration")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(autouse=True, scope="session")

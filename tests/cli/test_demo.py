@@ -28,6 +28,8 @@ from wavcube_plugins.synthetic.bundled import FOLDER, Utterance, bundled_speech,
 from wavcube_plugins.synthetic.espeak import EspeakSynthesiser
 from wavcube_plugins.synthetic.speech import PHONES
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def utterances():

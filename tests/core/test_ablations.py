@@ -212,6 +212,7 @@ def test_every_variant_keeps_its_lengths_and_ignores_padding(variant):
     assert difference(restored, output.reconstruction) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["25 Hz", "base at 25 Hz"])
 def test_windows_work_at_25_hz(name):
     model = WavCube(VARIANTS[name]).eval()

@@ -107,6 +107,7 @@ def test_convert_keeps_what_inference_needs(golden_checkpoint, tmp_path):
     assert not any("disc" in name or "utmos" in name or "dconv1" in name for name in names)
 
 
+@pytest.mark.slow
 def test_convert_needs_memory_near_what_is_kept(official, tmp_path):
     # 600 MB of optimiser state beside 2 MB of weights must not be read.
     official["optimizer_states"] = [{"state": {i: {"exp_avg": torch.zeros(25_000_000)} for i in range(6)}}]

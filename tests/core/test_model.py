@@ -147,6 +147,7 @@ def test_every_item_is_normalised_alone(golden_model):
     assert difference(louder, expected) < 1e-4
 
 
+@pytest.mark.slow
 def test_blocks_change_nothing(golden_model, monkeypatch):
     waveforms, lengths = pad_batch([0.1 * torch.randn(30000), 0.1 * torch.randn(9000)])
     with torch.inference_mode():
@@ -202,6 +203,7 @@ def test_cpu_attention_is_attention(monkeypatch, causal, ragged):
         assert not attended[item, count:].any()
 
 
+@pytest.mark.slow
 def test_wavlm_agrees_with_torchaudio_at_full_size():
     config = WavCubeConfig.preset("wavcube").wavlm
     reference = torchaudio.models.wavlm_large().eval()
@@ -353,6 +355,7 @@ def test_reconstruct_keeps_shape_and_length(golden_model):
     assert not restored[1, 777:].any()
 
 
+@pytest.mark.slow
 def test_windows_meet_without_a_gap_and_come_close_to_the_exact_result(golden_model):
     waveforms, lengths = pad_batch([0.1 * torch.randn(200000), 0.1 * torch.randn(130000), 0.1 * torch.randn(3000)])
     with torch.inference_mode():
@@ -373,6 +376,7 @@ def test_windows_meet_without_a_gap_and_come_close_to_the_exact_result(golden_mo
         golden_model.encode(waveforms, lengths, window_seconds=0.1)
 
 
+@pytest.mark.slow
 def test_memory_grows_linearly_with_length():
     model = WavCube(WavCubeConfig.preset("tiny")).eval()
 

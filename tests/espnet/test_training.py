@@ -17,7 +17,7 @@ from wavcube_plugins.data import kaldi
 from wavcube_plugins.espnet import register
 from wavcube_plugins.espnet.preparation import prepare_mini
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("one_thread")]
 
 register()
 

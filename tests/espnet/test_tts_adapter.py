@@ -15,7 +15,7 @@ from wavcube_plugins.espnet.inference import Text2Speech, WavCubeTTSTask
 from wavcube_plugins.espnet.tts import WavCubeCFM
 from wavcube_plugins.synthetic.mini import make_mini, read_mini
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("one_thread")]
 
 register()
 

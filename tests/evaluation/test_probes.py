@@ -32,6 +32,8 @@ from wavcube_plugins.models.wavlm import WavLM
 from wavcube_plugins.pretraining.runs import PARTS, start_stage1, trained_weights, write_run
 from wavcube_plugins.synthetic.bundled import bundled_speech
 
+pytestmark = pytest.mark.slow
+
 SILENCE, LABELS, CHANNELS = 4, 5, 12
 
 

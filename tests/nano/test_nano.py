@@ -22,6 +22,8 @@ from wavcube_plugins.config import WavLMConfig
 from wavcube_plugins.models.wavlm import WavLM
 from wavcube_plugins.synthetic.speech import PHONES
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = ROOT / "speechbrain_hparams" / "pretrain" / "nano"
 COUNTS = {"valid": 3, "test": 4, "train": 10}
 

@@ -10,6 +10,8 @@ import pytest
 from helpers.paths import ROOT
 from helpers.s3prl_environment import clean_environment, source_tree, wheel
 
+pytestmark = pytest.mark.integration
+
 
 def source_files():
     """Return what a wheel must hold, as paths inside it, mapped to the files of the source tree."""

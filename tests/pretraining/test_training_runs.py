@@ -36,7 +36,7 @@ SMALL = {
     **{"ckpt_interval_steps": 3, "device": "cpu"},
 }
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")

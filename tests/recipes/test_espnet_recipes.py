@@ -18,6 +18,8 @@ from wavcube_plugins.espnet import preparation, recipe
 from wavcube_plugins.evaluation import tts_scores as score
 from wavcube_plugins.synthetic.mini import read_mini
 
+pytestmark = pytest.mark.integration
+
 RECIPES = ROOT / "espnet_recipe"
 
 

@@ -58,6 +58,7 @@ SIZES = {
 }
 
 pytestmark = [
+    pytest.mark.integration,
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:torchaudio._backend:UserWarning", "ignore:std\\(\\)"),
 ]

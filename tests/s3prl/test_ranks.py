@@ -16,6 +16,8 @@ from wavcube_plugins.superb.bench_file import read_bench
 from wavcube_plugins.superb.corpora import survey
 from wavcube_plugins.superb.tasks import BY_NAME
 
+pytestmark = pytest.mark.integration
+
 LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 WRAPPED = ("-m", "wavcube_plugins.s3prl.run", "run_downstream.py")
 STEPS = {"total_steps": 3, "log_step": 1, "eval_step": 2, "save_step": 1, "max_keep": 9, "gradient_accumulate_steps": 1}

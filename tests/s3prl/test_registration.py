@@ -28,6 +28,8 @@ from wavcube_plugins.s3prl.hook_file import HOOK_NAME
 from wavcube_plugins.s3prl.install import InstallError
 from wavcube_plugins.s3prl.names import ENTRIES
 
+pytestmark = pytest.mark.integration
+
 FOLDER_FILES = {"README.md", "__init__.py", "expert.py", "hubconf.py", "requirements.txt"}
 LIST_ENTRIES = "import s3prl.hub as hub; print('ENTRIES', *[n for n in hub.options() if 'wavcube' in n])"
 

@@ -20,7 +20,7 @@ from wavcube_plugins import load_model
 from wavcube_plugins.checkpoints import save_model
 from wavcube_plugins.s3prl import hook, run, script, shims, torchaudio_shims
 
-pytestmark = pytest.mark.filterwarnings("ignore:the weights of:UserWarning")
+pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore:the weights of:UserWarning")]
 
 RUNNER = {"gradient_clipping": 1, "gradient_accumulate_steps": 1, "max_keep": 3}
 EXAMPLE = {

@@ -25,6 +25,8 @@ from wavcube_plugins.superb.bench_file import read_bench
 from wavcube_plugins.superb.job import Slot
 from wavcube_plugins.superb.runs import Run, make_runs
 
+pytestmark = pytest.mark.integration
+
 TASK_NAMES = [task.name for task in tasks.TASKS]
 
 

@@ -17,7 +17,7 @@ from wavcube_plugins.synthetic.espeak import EspeakSynthesiser
 from wavcube_plugins.synthetic.mini import make_mini, read_mini
 from wavcube_plugins.tts import FlowConfig, FlowMatching, LatentNorm
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 CHARACTERS = " abcdefghijklmnopqrstuvwxyz'"
 STEPS = 200
