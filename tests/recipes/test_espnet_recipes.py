@@ -261,6 +261,7 @@ def test_setup_installs_into_a_checkout(tmp_path):
     setup = RECIPES / "setup.sh"
     for target, sentence in [
         (egs2 / "mine/tts2", "must be called tts1 or asr1"),
+        (egs2 / "mine/tts", "it must be egs3 of an ESPnet checkout"),
         (tmp_path / "elsewhere/mine/tts1", "must be egs2 of an ESPnet checkout"),
         (egs2 / "TEMPLATE/tts1", "choose a folder of its own"),
     ]:
@@ -342,6 +343,20 @@ def test_a_checkout_with_other_stages_is_refused_by_name(tmp_path):
     said = refused(run(folder, "--corpus", "mini"))
     assert 'tts.sh: "TTS collect stats" is stage 5 there' in said and "where it is stage 6; update the checkout" in said
     assert not (folder / "calls.txt").exists()
+
+
+def test_setup_installs_for_espnet3(tmp_path):
+    egs3 = tmp_path / "espnet/egs3"
+    (egs3 / "TEMPLATE/asr").mkdir(parents=True)
+    (egs3 / "TEMPLATE/asr/run.py").write_text("")
+    for task in ("asr", "tts"):
+        (egs3 / "mine").mkdir(exist_ok=True)
+        result = run(egs3 / "mine", task, script=RECIPES / "setup.sh")  # relative to where one is
+        assert result.returncode == 0, result.stderr
+        assert "installed into " + str(egs3 / "mine" / task) in result.stdout
+        names = {path.relative_to(egs3 / "mine" / task).as_posix() for path in (egs3 / "mine" / task).rglob("*.*")}
+        assert names >= {"run.py", "path.sh", "conf/training.yaml", "dataset/__init__.py", "src/inference.py"}
+        assert not any(path.is_symlink() for path in (egs3 / "mine" / task).rglob("*"))
 
 
 def test_setup_lists_what_a_checkout_lacks(tmp_path):
