@@ -9,8 +9,8 @@ class UpstreamExpert(_UpstreamExpert):
     """WavCube with the latent as `hidden_states`.
 
     Args:
-        ckpt: The weights (-k). s3prl names `model.pt` beside this file for a model from the Hugging Face hub; without
-            such a file the folder's `model.safetensors` and `config.json` are taken.
+        ckpt: The weights (-k). For a model of the Hugging Face hub s3prl passes `model.pt` beside this file; if there
+            is none, the folder's `model.safetensors` and `config.json` are used.
         model_config: YAML or JSON file of options (-g).
         refresh: Download a URL again (-r).
     """

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from helpers.s3prl_environment import installed
 from wavcube_plugins.s3prl import ranks
 from wavcube_plugins.superb.bench_file import read_bench
 from wavcube_plugins.superb.corpora import survey
+from wavcube_plugins.superb.running import set_up
 from wavcube_plugins.superb.tasks import BY_NAME
 
 pytestmark = pytest.mark.integration
@@ -82,22 +84,24 @@ def test_two_ranks_train_resume_and_evaluate(name, tmp_path):
     site = survey(bench, task, write=True)
     assert site.ready, site.missing
     bench.write_config(task, site.paths)
+    set_up(bench)  # a copy of s3prl, since it keeps lists of files in its folder
+    environment = {"PYTHONPATH": str(bench.code)}
 
     train = ("-m", "train", "-a", "-u", "wavcube", "-k", "nano", "-d", task.downstream, "-p", "exp", "--device", "cpu")
     train = (*LAUNCH, *WRAPPED, *train, "-c", bench.config_path(task))
-    output = installed().run(*train, cwd=tmp_path)
+    output = installed().run(*train, cwd=tmp_path, **environment)
     states = torch.load(tmp_path / "exp/states-3.ckpt", weights_only=False)
     assert states["Step"] == 3 and states["WorldSize"] == 2 and states["Args"].backend == "gloo"
     assert "dev" in output and "Error" not in output, output
 
     # Every rank saw other batches, so the trained head is not the one that a single process trains.
-    output = installed().run(*train, "-o", "config.runner.total_steps=5", cwd=tmp_path)
+    output = installed().run(*train, "-o", "config.runner.total_steps=5", cwd=tmp_path, **environment)
     assert "Resume from exp/states-3.ckpt" in output
     assert torch.load(tmp_path / "exp/states-5.ckpt", weights_only=False)["Step"] == 5
 
     evaluate = ("-m", "evaluate", "-t", task.split, "-e", "exp/states-5.ckpt", "--device", "cpu")
-    together = installed().run(*LAUNCH, *WRAPPED, *evaluate, cwd=tmp_path)
-    alone = installed().run(*WRAPPED, *evaluate, cwd=tmp_path)
+    together = installed().run(*LAUNCH, *WRAPPED, *evaluate, cwd=tmp_path, **environment)
+    alone = installed().run(*WRAPPED, *evaluate, cwd=tmp_path, **environment)
     scores = [re.findall(re.escape(printed) + r"([\d.]+)", text) for text in (together, alone)]
     assert len(scores[1]) == 1 and set(scores[0]) == set(scores[1])
 
@@ -125,6 +129,18 @@ def test_the_rank_and_the_backend_are_given_to_s3prl(arguments, expected, tmp_pa
     monkeypatch.setattr(torch.distributed, "init_process_group", print)
     monkeypatch.setattr(torch.cuda, "set_device", torch.cuda.set_device)
     assert ranks.prepare(tmp_path / "run_downstream.py", arguments) == expected
+
+
+def test_ranks_do_not_read_lists_that_another_one_is_writing(tmp_path):
+    dataset = SimpleNamespace(CACHE_PATH=f"{tmp_path}/.cache/")
+    ranks.use_private_lists(dataset)
+    assert Path(dataset.CACHE_PATH).is_dir() and not Path(dataset.CACHE_PATH).is_relative_to(tmp_path)
+    (tmp_path / ".cache").mkdir()
+    for split in ("train", "dev", "test"):
+        (tmp_path / f".cache/{split}.pkl").touch()
+    dataset = SimpleNamespace(CACHE_PATH=f"{tmp_path}/.cache/")
+    ranks.use_private_lists(dataset)
+    assert f"{tmp_path}/.cache/" == dataset.CACHE_PATH
 
 
 def test_steps_are_counted_on_every_rank_but_the_first():

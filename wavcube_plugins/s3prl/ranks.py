@@ -10,6 +10,7 @@ never stop. This module repairs that from outside.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from wavcube_plugins.s3prl.imports import ModuleFinder
 from wavcube_plugins.s3prl.script import RUN_DOWNSTREAM
 
 RUNNER = "s3prl.downstream.runner"
+IDENTIFICATION = "s3prl.downstream.voxceleb1.dataset"
 
 # The first rank evaluates alone while the others wait for its gradients, longer than torch's limit of ten minutes.
 _TIMEOUT = timedelta(days=7)
@@ -57,6 +59,8 @@ def prepare(script: Path, arguments: Sequence[str], ranks: Sequence[str] = ()) -
         options.append("--backend=gloo")
     _adapt_torch(on_cpu)
     ModuleFinder(RUNNER, after=lambda module: adapt_runner(module, on_cpu=on_cpu)).install()
+    if not options[0].endswith("=0"):
+        ModuleFinder(IDENTIFICATION, after=use_private_lists).install()
     return options
 
 
@@ -111,6 +115,19 @@ def adapt_runner(runner: ModuleType, *, on_cpu: bool) -> None:
         return replicate(model, device_ids=device_ids, broadcast_buffers=False, **options)
 
     module.DDP = data_parallel
+
+
+def use_private_lists(dataset: ModuleType) -> None:
+    """Let a rank keep its lists of files to itself, unless they exist: another rank may be writing them.
+
+    Args:
+        dataset: The module `s3prl.downstream.voxceleb1.dataset`.
+    """
+    module: Any = dataset
+    shared = Path(module.CACHE_PATH)
+    if not all((shared / f"{split}.pkl").is_file() for split in ("train", "dev", "test")):
+        folder = tempfile.TemporaryDirectory(prefix="wavcube_lists_")
+        module.CACHE_PATH, module.wavcube_lists = f"{folder.name}/", folder
 
 
 class StepCounter:

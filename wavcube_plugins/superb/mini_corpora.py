@@ -1,4 +1,4 @@
-"""The corpora of the mini SUPERB, each in the layout that s3prl and the real corpus have."""
+"""The corpora of the mini SUPERB, each in the layout of the real corpus."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _librispeech(folder: Path, source: Path) -> None:
 
 
 def _libriphone(folder: Path, source: Path) -> None:
-    """Tables for phone recognition whose words are phones already, so that they are exact in every accent."""
+    """Write tables for phone recognition whose words are phones already, so that they are exact in every accent."""
     for split, name in (("train", "train"), ("valid", "dev"), ("test", "test")):
         rows = ["wav_path,transcription"]
         for record in read_mini(source, split):
@@ -56,7 +56,7 @@ def _speech_commands_test(folder: Path, source: Path) -> None:
 
 
 def _keywords(folder: Path, source: Path, splits: Sequence[str]) -> None:
-    """Name files so that Speech Commands' rule, by a hash of the speaker's name, puts them where they belong."""
+    """Name files so that the rule of Speech Commands, a hash of the speaker's name, puts them into the right split."""
     for keyword in KEYWORDS:
         if splits == ("test",) or not keyword.startswith("_"):
             (folder / keyword).mkdir(parents=True)
@@ -78,7 +78,7 @@ def _keywords(folder: Path, source: Path, splits: Sequence[str]) -> None:
 
 
 def _hashed_name(stem: str, split: str) -> str:
-    """Return a name beginning with `stem` that Speech Commands' rule puts into train or valid."""
+    """Return a name that begins with `stem` and that the rule of Speech Commands puts into train or valid."""
     most = 2**27 - 1
     for number in itertools.count():
         digest = int(hashlib.sha1(f"{stem}x{number}".encode()).hexdigest(), 16)
@@ -89,7 +89,7 @@ def _hashed_name(stem: str, split: str) -> str:
 
 
 def _quesst14(folder: Path, source: Path) -> None:
-    """Words cut out of sentences by other speakers are the queries; documents are the sentences of valid and test."""
+    """Make queries of words cut out of training sentences, and documents of the sentences of valid and test."""
     generator = random.Random(0)
     records = [record for split in ("valid", "test") for record in read_mini(source, split)]
     documents = [(record, f"Audio/{record['id']}.wav") for record in records]
@@ -127,7 +127,7 @@ def _quesst14(folder: Path, source: Path) -> None:
 
 
 def _voxceleb1(folder: Path, source: Path) -> None:
-    """Identification's split over the speakers of `read`, in dev/wav and test/wav as the corpus has them."""
+    """Lay out identification: a split over the speakers of `read`, in dev/wav and test/wav."""
     lines = []
     for split, number in (("train", 1), ("valid", 2), ("test", 3)):
         for record in read_mini(source, split):
@@ -139,7 +139,7 @@ def _voxceleb1(folder: Path, source: Path) -> None:
 
 
 def _voxceleb1_verification(folder: Path, source: Path) -> None:
-    """Training speakers in dev/wav, others in test/wav; half of the trials are of one speaker, all within a gender."""
+    """Lay out verification: training speakers in dev/wav, others in test/wav; trials are within a gender."""
     generator = random.Random(0)
     people: dict[str, int] = {}
     tested: dict[str, list[str]] = {}
@@ -250,7 +250,7 @@ def _snips(folder: Path, source: Path) -> None:
 
 
 def _vcc2020(folder: Path, source: Path) -> None:
-    """Two women and two men are targets; four others say what is converted; the targets say it too, as references."""
+    """Make two women and two men the targets and four others the sources; the targets record the references too."""
     from wavcube_plugins.synthetic.espeak import EspeakSynthesiser
     from wavcube_plugins.synthetic.mini import draw_sentence, make_speakers
     from wavcube_plugins.synthetic.speech import SynthesisError

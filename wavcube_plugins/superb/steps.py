@@ -69,8 +69,8 @@ def _best_checkpoint(job: Job) -> tuple[str, str]:
         return best, ""
     last = f"states-{checkpoint_steps(job.runner)[-1]}.ckpt"
     if not (job.exp / last).is_file():
-        raise TaskError(f"{job.exp}: neither {best} nor {last} is there; remove the run's folder and run it again")
-    return last, "dev never rose above its initial value, so the last checkpoint was tested"
+        raise TaskError(f"{job.exp}: neither {best} nor {last} exists; remove the run's folder and run it again")
+    return last, "dev never improved on its initial value, so the last checkpoint was tested"
 
 
 def _verification(job: Job) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """The phone recognition corpus of s3prl's `ctc` task, for an s3prl without its own.
 
-It is put where s3prl's would be, `s3prl/downstream/ctc/corpus/libriphone.py`, and reads what the original reads: a
-table of files and transcriptions, and lexicons from words to phones.
+It takes the place of `s3prl/downstream/ctc/corpus/libriphone.py` and reads what the original reads: a table of files
+and transcriptions, and lexicons from words to phones.
 """
 
 import csv
@@ -16,7 +16,7 @@ class LibriPhoneDataset(Dataset):
     Args:
         split_csv: The split's table, with columns `wav_path` and `transcription`.
         tokenizer: s3prl's word tokenizer over the phone set.
-        bucket_size: Above 1, an item is a list of so many pairs of about the same length.
+        bucket_size: Above 1, an item is a list of that many pairs of about the same length.
         lexicon: Files of lines "WORD PHONE PHONE …"; the first entry of a word counts.
         csv_dir: The folder of the tables.
         **settings: The rest of the configuration's `corpus` section, not used.

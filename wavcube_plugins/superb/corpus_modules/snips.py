@@ -1,7 +1,7 @@
 """The slot filling corpus of s3prl's `ctc` task, for an s3prl without its own.
 
-It is put where s3prl's would be, `s3prl/downstream/ctc/corpus/snips.py`, and reads Audio SNIPS as s3prl's preparation
-leaves it: a folder of wav files per split and `all.iob.snips.txt`.
+It takes the place of `s3prl/downstream/ctc/corpus/snips.py` and reads Audio SNIPS as s3prl's preparation leaves it: a
+folder of wav files per split and `all.iob.snips.txt`.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ class SnipsDataset(Dataset):
     Args:
         split: Names of the folders to read.
         tokenizer: s3prl's character tokenizer with slots.
-        bucket_size: Above 1, an item is a list of so many pairs of about the same length.
+        bucket_size: Above 1, an item is a list of that many pairs of about the same length.
         path: The corpus.
         **settings: The rest of the configuration's `corpus` section; `train_speakers`, `valid_speakers` and
             `test_speakers` are the first letters of the files of a split that count.
