@@ -1,6 +1,7 @@
 """The ways in which s3prl comes to know WavCube, and how each leaves again."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -405,3 +406,13 @@ def test_importing_the_adapter_is_light():
 def test_hubconf_has_entries_and_nothing_else():
     assert sorted(hubconf.__all__) == sorted(ENTRIES)
     assert {name for name in vars(hubconf) if not name.startswith("_")} == set(ENTRIES)
+
+
+def test_the_folder_offers_the_same_entries_with_and_without_the_package(monkeypatch):
+    path = ROOT / "s3prl_upstream" / "hubconf.py"
+    assert sorted(runpy.run_path(str(path))["__all__"]) == ENTRIES
+    monkeypatch.setitem(sys.modules, "wavcube_plugins.s3prl", None)
+    without = runpy.run_path(str(path))
+    assert all(callable(without[name]) for name in ENTRIES)
+    with pytest.raises(ImportError, match=r"-u wavcube_pro needs the package wavcube_plugins"):
+        without["wavcube_pro"]()

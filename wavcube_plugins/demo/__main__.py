@@ -145,6 +145,11 @@ def run(out: Path, model_name: str, *, steps: int | None = None, quick: bool = F
     )
     write_report(out / "report.html", findings)
     _write_results(out / "results.json", findings)
+    return _conclude(out, model, model_name, runs, seconds)
+
+
+def _conclude(out: Path, model, model_name: str, runs: Sequence[DemoRun], seconds: float) -> int:
+    """Print where the report is and what failed, and return the exit code."""
     print(f"\n[3/3] report: {out / 'report.html'} ({(out / 'report.html').stat().st_size / 1e6:.1f} MB)")
     print(f"      {seconds / 60:.1f} minutes in all")
     if not model.trained:
