@@ -14,7 +14,7 @@ from wavcube_plugins.models.lengths import length_mask
 from wavcube_plugins.models.products import linear
 from wavcube_plugins.models.wavlm import encoder_layers, relative_positions
 
-# Bound of the logarithm of the VAE's variance, either way (paper, ablation of the bottleneck).
+# Bound on the absolute logarithm of the VAE's variance (paper, ablation of the bottleneck).
 MAX_LOG_VARIANCE = 12.0
 
 
@@ -48,7 +48,7 @@ class _Projection(nn.Sequential):
 
 
 class FrameDownsampler(nn.Module):
-    """Strided convolution from L frames to ceil(L / 2), each made of the four frames around its middle.
+    """Strided convolution from L frames to ceil(L / 2), each computed from the four frames around its centre.
 
     Args:
         dim: Channels in and out.
@@ -60,7 +60,7 @@ class FrameDownsampler(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         """Turn (B, L, C) into (B, ceil(L / 2), C); lengths (B,) in frames of x, None if all items are whole."""
-        x = F.pad(mask_frames(x, lengths), (0, 0, 1, 2))  # an odd last frame counts as well
+        x = F.pad(mask_frames(x, lengths), (0, 0, 1, 2))  # so that an odd last frame counts as well
         return self.conv(x.transpose(1, 2)).transpose(1, 2)
 
 
@@ -98,12 +98,12 @@ class _Adapter(nn.Module):
 class Compressor(_Adapter):
     """WavLM layers, then an MLP down to the latent.
 
-    The LayerNorm behind the MLP always comes last, so that the latent has the same scale in every ablation: at 25 Hz
-    the strided convolution stands between the two, and the MLP of a VAE gives the log-variances beside the means, of
-    which the LayerNorm takes the means alone.
+    The LayerNorm after the MLP always comes last, so that the latent has the same scale in every ablation: at 25 Hz the
+    strided convolution comes between the two, and the MLP of a VAE predicts log-variances beside the means, of which
+    the LayerNorm normalises only the means.
 
     Args:
-        wavlm: Sizes of the WavLM whose features come in.
+        wavlm: Sizes of the WavLM whose features are compressed.
         bottleneck: Sizes of the bottleneck.
     """
 
@@ -118,7 +118,7 @@ class Compressor(_Adapter):
         return torch.div(lengths + stride - 1, stride, rounding_mode="floor")
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Turn features into the latent; for the VAEs that is the mean, nothing is drawn.
+        """Turn features into the latent; for the VAEs that is the mean, without sampling.
 
         Args:
             features: (B, L, C).
@@ -133,20 +133,20 @@ class Compressor(_Adapter):
     def draw(
         self, features: Tensor, lengths: Tensor | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the latent as training wants it, drawn from its distribution, and the loss that goes with it.
+        """Return a latent for training, sampled from its distribution, and the loss that goes with it.
 
         Args:
             features: (B, L, C).
             lengths: (B,) frames of the features, or None if all items are whole.
-            generator: Source of the random numbers, on the device of the features; None is PyTorch's own.
+            generator: Source of the random numbers, on the device of the features; None means PyTorch's default.
 
         Returns:
             The latent as in `forward`, with noise for the VAEs; and the Kullback-Leibler divergence from a standard
-            Gaussian, summed over channels and averaged over valid frames, a float32 scalar: zero but for `vae`.
+            Gaussian, summed over channels and averaged over valid frames, a float32 scalar; zero except for `vae`.
         """
         mean, log_variance = self._distribution(features, lengths)
         latent_lengths = None if lengths is None else self.latent_lengths(lengths)
-        divergence = torch.zeros((), device=mean.device)
+        divergence = torch.zeros((), device=mean.device, dtype=torch.float32)
         latent = mean
         if self.config.kind != "ae":
             noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
@@ -161,7 +161,7 @@ class Compressor(_Adapter):
         return mask_frames(latent, latent_lengths), divergence
 
     def _distribution(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return means (B, L, latent_dim) and log-variances of the same shape, None where nothing gives them."""
+        """Return means (B, L, latent_dim), and log-variances of the same shape or None where there are none."""
         x = self.projection.mlp(self._run_layers(features, lengths))
         if self.downsampler is not None:
             x = self.downsampler(x, lengths)
@@ -173,7 +173,7 @@ class Compressor(_Adapter):
 
 
 class Restorer(_Adapter):
-    """An MLP up from the latent, then WavLM layers: rebuilds the features, to keep their meaning in the latent.
+    """An MLP up from the latent, then WavLM layers: rebuilds the features, which keeps their content in the latent.
 
     Args:
         wavlm: Sizes of the WavLM whose features are rebuilt.
@@ -189,10 +189,9 @@ class Restorer(_Adapter):
 
         Args:
             latent: (B, L', latent_dim).
-            lengths: (B,) frames of the features (which the latent has too where `frame_stride` is 1), or None if all
-                items are whole.
-            frames: How many frames L the features have; None for `frame_stride` times those of the latent. With a
-                stride of two the features may have had one less.
+            lengths: (B,) frames of the features (at 50 Hz also those of the latent), or None if all items are whole.
+            frames: How many frames L the features have; None means `frame_stride` times those of the latent. With a
+                stride of two the features may have had one fewer.
 
         Returns:
             Features (B, L, C).

@@ -21,19 +21,19 @@ from wavcube_plugins.models.layers import (
 from wavcube_plugins.models.lengths import length_mask
 from wavcube_plugins.models.products import linear
 
-# Queries that a windowed layer handles together: large enough for efficient products, small enough that few of the
-# keys beside them lie outside the window.
+# Queries that a windowed layer handles together: enough for efficient products, few enough that most of the keys beside
+# them lie inside the window.
 WINDOW_BLOCK = 64
 
 
 class Rotary:
-    """Rotary position embedding in its "rotate half" form, worked out once for all layers of a stack.
+    """Rotary position embedding in its "rotate half" form, computed once for all layers of a stack.
 
     Args:
         frames: Length L of the sequence.
         head_dim: Channels D of a head.
         base: Base of the wavelengths.
-        like: Tensor whose device and type the tables take.
+        like: Tensor that gives the tables their device and type.
     """
 
     def __init__(self, frames: int, head_dim: int, base: float, like: Tensor):
@@ -50,14 +50,14 @@ class Rotary:
 
 
 class Window:
-    """Which keys each query of a windowed layer may see, in blocks, worked out once for all layers.
+    """The keys that each query of a windowed layer may see, in blocks, computed once for all layers.
 
     Args:
         frames: Length L of the sequence.
         left: Frames seen to the left.
         right: Frames seen to the right.
         lengths: (B,) valid frames, or None if all are.
-        like: Tensor whose device and type the mask takes.
+        like: Tensor that gives the mask its device and type.
     """
 
     def __init__(self, frames: int, left: int, right: int, lengths: Tensor | None, like: Tensor):
@@ -70,13 +70,13 @@ class Window:
         inside = (key >= query - left) & (key <= query + right) & (key >= 0)  # (N, Q, K)
         ends = torch.full((1,), frames, device=device) if lengths is None else lengths
         allowed = inside & (key < ends[:, None, None, None])  # (B or 1, N, Q, K)
-        # A query in the padding sees itself: with no key at all its softmax would be NaN.
+        # A query in the padding sees itself; without any key its softmax would be NaN.
         allowed = allowed | (key == query)
         mask = torch.zeros(allowed.shape, device=device, dtype=like.dtype).masked_fill_(~allowed, float("-inf"))
         self.mask = mask[:, :, None]  # (B or 1, N, 1, Q, K)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend within the window; queries, keys and values, and what is returned, are (B, L, H, D)."""
+        """Attend within the window; queries, keys, values and the result are (B, L, H, D)."""
         size, _, heads, dim = query.shape
         spare = self.blocks * WINDOW_BLOCK - self.frames
         query = F.pad(query, (0, 0, 0, 0, 0, spare)).view(size, self.blocks, WINDOW_BLOCK, heads, dim)
@@ -99,7 +99,7 @@ class Window:
 
 
 class RotaryAttention(nn.Module):
-    """Self-attention with rotary positions, causal or windowed; keys are projected without bias.
+    """Causal or windowed self-attention with rotary positions; keys are projected without a bias.
 
     Args:
         dim: Channels.
@@ -115,7 +115,7 @@ class RotaryAttention(nn.Module):
         self.out_proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, rotary: Rotary, window: Window | None) -> Tensor:
-        """Attend over x (B, L, C), to the past and the present if window is None, else within it."""
+        """Attend over x (B, L, C): to the past and the present if window is None, else within the window."""
         size, frames, dim = x.shape
         heads = (size, frames, self.num_heads, dim // self.num_heads)
         query = rotary(self.q_proj(x).view(heads))  # (B, L, H, D)
@@ -124,7 +124,7 @@ class RotaryAttention(nn.Module):
         if window is not None:
             attended = window.attend(query, key, value)
         else:
-            # Padding stands behind all valid frames, so no valid query sees it.
+            # Padding follows all valid frames, so no valid query sees it.
             query, key, value = (part.transpose(1, 2) for part in (query, key, value))
             if has_cpu_attention(query):
                 return self.out_proj(cpu_attention(query, key, value, causal=True))
@@ -173,7 +173,7 @@ class Upsampler(nn.Module):
         if lengths is None:
             x = F.group_norm(x.transpose(1, 2), 1, self.norm.weight, self.norm.bias, self.norm.eps).transpose(1, 2)
             return x[:, :-1]
-        # One item's statistics cover its own 2 L_i + 1 frames, the one that is cut off included.
+        # An item's statistics cover its own 2 L_i + 1 frames, including the one that is cut off.
         valid = length_mask(2 * lengths + 1, x.shape[1])[..., None]
         count = ((2 * lengths + 1) * x.shape[2])[:, None, None]
         wide = x.float()
@@ -197,7 +197,7 @@ class InverseSTFT(nn.Module):
 
     def forward(self, spectrum: Tensor, lengths: Tensor | None) -> Tensor:
         """Turn a complex spectrum (B, N, n_fft / 2 + 1) into (B, N * hop); lengths (B,) in frames or None."""
-        window = torch.hann_window(self.n_fft, device=spectrum.device)
+        window = torch.hann_window(self.n_fft, device=spectrum.device, dtype=torch.float32)
         frames = torch.fft.irfft(spectrum, self.n_fft, dim=-1) * window  # (B, N, n_fft)
         weights = window.square().expand(1, frames.shape[1], -1)
         if lengths is not None:
@@ -283,7 +283,7 @@ class AcousticDecoder(nn.Module):
             x = layer(x, rotary, window)
         spectrum = vocoder.head(vocoder.layer_norm(x)).float()  # (B, 2L, n_fft + 2)
 
-        # Complex numbers exist in float32 only, and exp overflows early in half precision.
+        # Complex numbers need float32, and exp overflows early in half precision.
         with torch.autocast(x.device.type, enabled=False):
             log_magnitude, phase = spectrum.chunk(2, dim=-1)
             magnitude = log_magnitude.clamp_max(math.log(100.0)).exp()

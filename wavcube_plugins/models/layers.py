@@ -1,6 +1,6 @@
 """Layers shared by encoder and decoder.
 
-Legend of dimension letters, used in every shape comment below this folder:
+Legend of dimension letters, used in every shape comment in this folder:
 B batch, T samples, L frames, C channels, H heads, D channels of a head, Q queries of a block, K keys of a block.
 """
 
@@ -16,22 +16,22 @@ from torch import Tensor, nn
 from wavcube_plugins.models.lengths import length_mask
 from wavcube_plugins.models.products import has_fast_products, linear, linear_add
 
-# Elements of the largest temporary an attention block or a stretch of the conv stem may hold. On a CPU it should stay
-# in the last-level cache; on a GPU it should be large enough to fill the card.
+# Elements of the largest temporary that a block of attention or a stretch of the conv stem may hold. It should stay in
+# the last-level cache of a CPU, and fill the card on a GPU.
 BLOCK_ELEMENTS = {"cpu": 8 << 20, "cuda": 256 << 20}
 
-# `cpu_attention` holds about so many scores at a time, small enough for the cache, but takes at least so many queries,
-# since oneDNN reorders the keys for each block of them; and it pays from so many frames.
+# `cpu_attention` holds about this many scores at a time, few enough for the cache; takes at least this many queries at
+# a time, since oneDNN reorders the keys for each block of them; and pays off from this many frames on.
 CPU_SCORES, CPU_ROWS, CPU_FRAMES = 1 << 19, 256, 128
 
 
 def block_elements(device: torch.device) -> int:
-    """Return how many elements a temporary of one block of work may have on a device."""
+    """Return how many elements a temporary of one block may have on a device."""
     return BLOCK_ELEMENTS.get(device.type, BLOCK_ELEMENTS["cuda"])
 
 
 def has_cpu_attention(x: Tensor) -> bool:
-    """Whether `cpu_attention` can take queries like these, (B, H, L, D), and is faster than PyTorch's own kernel."""
+    """Return whether `cpu_attention` works for queries (B, H, L, D) like these and is faster than PyTorch's kernel."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
     if x.shape[2] < CPU_FRAMES:
@@ -40,14 +40,14 @@ def has_cpu_attention(x: Tensor) -> bool:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
-    """Attend with PyTorch's kernel, or where a CPU trains with plain products, whose backward is several times faster.
+    """Attend with PyTorch's kernel; when training on a CPU with plain products, whose backward is several times faster.
 
     Args:
         query: (B, H, Q, D).
         key: (B, H, K, D).
         value: (B, H, K, D).
         mask: What to add to the scores, broadcast to (B, H, Q, K).
-        causal: Each query sees the keys up to its own position; there is no mask then.
+        causal: Each query sees the keys up to its own position; excludes a mask.
 
     Returns:
         (B, H, Q, D).
@@ -73,22 +73,23 @@ def cpu_attention(
 ) -> Tensor:
     """Attend on a CPU without gradients, head by head in blocks of queries that stay in the cache.
 
-    PyTorch's own kernel multiplies with MKL, whose rate on AMD processors is half of oneDNN's. Padding costs nothing.
+    PyTorch's own kernel multiplies with MKL, which reaches half the rate of oneDNN on AMD processors. Padding costs no
+    time.
 
     Args:
         query: (B, H, L, D).
         key: (B, H, L, D).
         value: (B, H, L, D).
         causal: Each query sees the keys up to its own position.
-        bias: Called with item, head and a slice of queries, returns what to add to their scores with all keys of the
+        bias: Called with item, head and a slice of queries; returns what to add to their scores with all keys of the
             item, (Q, K).
-        lengths: Valid frames of each item, which come last in `key` and `value` where there is a bias, first otherwise.
+        lengths: Valid frames of each item, which come last in `key` and `value` if there is a bias, and first if not.
 
     Returns:
         (B, L, H D), zero beyond the lengths.
     """
     size, heads, frames, dim = query.shape
-    # oneDNN's fast products want rows and columns without gaps; with them encoding was thirty times slower.
+    # oneDNN is many times slower for rows and columns with gaps between them.
     query, key = (query * dim**-0.5).contiguous(), key.contiguous()
     value = value.transpose(2, 3).contiguous()  # (B, H, D, L)
     new = query.new_zeros if lengths is not None else query.new_empty
@@ -126,12 +127,12 @@ class Linear(nn.Linear):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with an exact GELU between, as in torchaudio's block of that name and with its parameter names.
+    """Two linear layers with an exact GELU in between; the parameters are named as in torchaudio's `FeedForward`.
 
     Args:
         dim: Channels in and out.
-        hidden_dim: Channels between.
-        dropout: After each of the two, while training.
+        hidden_dim: Channels in between.
+        dropout: After each of the two, during training.
     """
 
     def __init__(self, dim: int, hidden_dim: int, dropout: float = 0.0):
@@ -153,14 +154,14 @@ def mask_frames(x: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def windowed(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """Cut (B, L, C) into overlapping windows (B, L', kernel * C), without a copy where no gradient is wanted."""
+    """Cut (B, L, C) into overlapping windows (B, L', kernel * C), without a copy if no gradient is needed."""
     if x.requires_grad and torch.is_grad_enabled():
         return cast(Tensor, _Windowed.apply(x, kernel, stride))
     return x.unfold(1, kernel, stride).transpose(2, 3).flatten(2)
 
 
 class _Windowed(torch.autograd.Function):
-    """Windows whose backward is a few additions; that of `unfold` was measured five to ten times slower on a CPU."""
+    """Windows whose backward is a few additions, several times faster on a CPU than that of `unfold`."""
 
     @staticmethod
     def forward(ctx, x: Tensor, kernel: int, stride: int) -> Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from wavcube_plugins.errors import InputError
+
 
 def length_mask(lengths: Tensor, longest: int) -> Tensor:
     """Return (B, longest), True where a position lies within its item's length."""
@@ -14,23 +16,35 @@ def length_mask(lengths: Tensor, longest: int) -> Tensor:
 
 
 def check_lengths(lengths: Tensor | Sequence[int] | None, batch: Tensor, unit: str) -> Tensor:
-    """Check lengths (B,) against a padded batch (B, T, ...) and return them as int64 on its device.
+    """Check the lengths of a padded batch.
+
+    Args:
+        lengths: (B,) whole numbers, as a tensor, an array or a list; None if all items are whole.
+        batch: (B, T, ...).
+        unit: What they count, for the message.
+
+    Returns:
+        Lengths (B,), int64, on the device of the batch.
 
     Raises:
-        ValueError: another number of lengths than items, not whole numbers, or outside 1 … T.
+        InputError: another number of lengths than items, not whole numbers, or outside 1 … T.
     """
     size, longest = batch.shape[:2]
     if lengths is None:
         return torch.full((size,), longest, device=batch.device)
-    lengths = torch.as_tensor(lengths, device=batch.device)
-    if lengths.is_floating_point() or lengths.dtype == torch.bool:
-        raise ValueError(f"lengths must be whole numbers of {unit}, got {lengths.dtype}")
+    try:
+        lengths = torch.as_tensor(lengths, device=batch.device)
+    except (TypeError, ValueError, RuntimeError) as error:  # texts, None, or arrays in another byte order
+        raise InputError(f"lengths must be whole numbers of {unit}, got {lengths!r}") from error
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise InputError(f"lengths must be whole numbers of {unit}, got {lengths.dtype}")
     if lengths.shape != (size,):
-        raise ValueError(f"lengths must have shape ({size},), one per item, got {tuple(lengths.shape)}")
+        raise InputError(f"lengths must have shape ({size},), one per item, got {tuple(lengths.shape)}")
+    lengths = lengths.long()
     shortest, most = int(lengths.min()), int(lengths.max())
     if shortest < 1 or most > longest:
-        raise ValueError(f"lengths must lie in 1 … {longest} {unit}, got {shortest} … {most}")
-    return lengths.long()
+        raise InputError(f"lengths must lie in 1 … {longest} {unit}, got {shortest} … {most}")
+    return lengths
 
 
 def check_waveforms(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
@@ -44,27 +58,27 @@ def check_waveforms(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
         Lengths (B,), int64, on the waveforms' device.
 
     Raises:
-        ValueError: wrong type, rank or dtype, empty, not finite, or lengths that do not fit.
+        InputError: wrong type, rank or dtype, empty, not finite, or lengths that do not fit.
     """
     if not isinstance(waveforms, Tensor):
-        raise ValueError(f"waveforms must be a torch.Tensor, got {type(waveforms).__name__}")
+        raise InputError(f"waveforms must be a torch.Tensor, got {type(waveforms).__name__}")
     if waveforms.ndim != 2:
-        raise ValueError(f"waveforms must have shape (batch, samples), got {tuple(waveforms.shape)}")
+        raise InputError(f"waveforms must have shape (batch, samples), got {tuple(waveforms.shape)}")
     if not waveforms.is_floating_point():
-        raise ValueError(f"waveforms must be floating point in -1 … 1, got {waveforms.dtype}; divide integers first")
+        raise InputError(f"waveforms must be floating point in -1 … 1, got {waveforms.dtype}; divide integers first")
     if 0 in waveforms.shape:
-        raise ValueError(f"waveforms must not be empty, got shape {tuple(waveforms.shape)}")
+        raise InputError(f"waveforms must not be empty, got shape {tuple(waveforms.shape)}")
     lengths = check_lengths(lengths, waveforms, "samples")
     if not torch.isfinite(waveforms.sum()):
         valid = length_mask(lengths, waveforms.shape[1])
         broken = (~torch.isfinite(waveforms) & valid).any(dim=1)
         if broken.any():
-            raise ValueError(f"waveform {int(broken.int().argmax())} of the batch has NaN or infinite samples")
+            raise InputError(f"waveform {int(broken.int().argmax())} of the batch has NaN or infinite samples")
     return lengths
 
 
 def pad_batch(waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Stack waveforms of different lengths, padded with zeros at their ends.
+    """Stack waveforms of different lengths, padded with zeros at the end.
 
     Args:
         waveforms: Tensors (T_i,).

@@ -71,16 +71,17 @@ def mel_spectrogram(waveform: Tensor) -> Tensor:
     frames = -(-len(waveform) // HOP)
     side = (_FFT - HOP) // 2
     padded = F.pad(waveform, (side, frames * HOP - len(waveform) + side))
-    spectrum = torch.stft(padded, _FFT, HOP, window=torch.hann_window(_FFT), center=False, return_complex=True)
+    window = torch.hann_window(_FFT, dtype=padded.dtype)
+    spectrum = torch.stft(padded, _FFT, HOP, window=window, center=False, return_complex=True)
     return (spectrum.abs().T @ _bands()).clamp_min(_FLOOR).log()
 
 
 def mel_to_waveform(mel: Tensor) -> Tensor:
     """Turn a log-mel spectrogram (L, 100) into a waveform (320 L,), by Griffin-Lim."""
     magnitude = (mel.exp() @ _inverse_bands()).clamp_min(0.0).T  # (F, L)
-    window = torch.hann_window(_FFT)
+    window = torch.hann_window(_FFT, dtype=mel.dtype)
     # The same phases at every call.
-    angles = torch.rand(magnitude.shape, generator=torch.Generator().manual_seed(0)) * (2 * torch.pi)
+    angles = torch.rand(magnitude.shape, generator=torch.Generator().manual_seed(0), dtype=mel.dtype) * (2 * torch.pi)
     padded = (magnitude.shape[1] - 1) * HOP + _FFT
     side = (_FFT - HOP) // 2
 
@@ -105,7 +106,7 @@ def mel_to_waveform(mel: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _bands() -> Tensor:
-    return torchaudio.functional.melscale_fbanks(_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, BANDS, SAMPLE_RATE)
+    return torchaudio.functional.melscale_fbanks(_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, BANDS, SAMPLE_RATE).float()
 
 
 @lru_cache(maxsize=1)

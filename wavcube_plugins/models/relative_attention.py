@@ -1,4 +1,4 @@
-"""Self-attention of WavLM, which takes lengths and little memory, and that of HuBERT and wav2vec 2.0."""
+"""WavLM's self-attention, which takes lengths and needs little memory, and the plain one of HuBERT and wav2vec 2.0."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ QUERY_ROWS = 768
 
 
 class RelativePositions:
-    """The relative position bias of one stack of layers for one length, ready to be cut into blocks.
+    """The relative position bias of a stack of layers for sequences of one length, ready to be cut into blocks.
 
     Args:
         embedding: Bias of each bucket for each head, (num_buckets, H).
         frames: Length L of the sequence.
         max_distance: Distance from which all positions share one bucket.
 
-    The bias depends on key - query alone: 2L - 1 numbers per head. Read against keys in reversed order it is the
-    table's sliding windows, a view, so no (L, L) matrix is ever stored.
+    The bias depends on key - query only, which makes 2L - 1 numbers per head. For keys in reversed order it is a view
+    of the table's sliding windows, so no (L, L) matrix is ever stored.
     """
 
     def __init__(self, embedding: Tensor, frames: int, max_distance: int):
@@ -49,10 +49,10 @@ class RelativePositions:
         """Return what to add to the scores of a block of queries.
 
         Args:
-            gate: Of the block's heads and queries, (B, H, Q, 1).
-            heads: Which heads these are.
-            block: Which queries these are.
-            padding: (B, 1, 1, L) zero or minus infinity for each key in reversed order, or None.
+            gate: The gate of the block's heads and queries, (B, H, Q, 1).
+            heads: The heads of the block.
+            block: The queries of the block.
+            padding: (B, 1, 1, L), zero or minus infinity for each key in reversed order, or None.
 
         Returns:
             (B, H, Q, L); overwritten by the next call while gradients are disabled.
@@ -62,7 +62,7 @@ class RelativePositions:
             mask = (gate * windows).contiguous()
             return mask if padding is None else mask + padding
         size, count, queries, _ = gate.shape
-        # Rows start at multiples of 16 bytes, as the GPU kernels for masked attention want it.
+        # Rows start at multiples of 16 bytes, as the GPU kernels for masked attention require.
         shape = (size, count, queries, -(-self.frames // 8) * 8)
         needed = math.prod(shape)
         if self._scratch is None or self._scratch.numel() < needed or self._scratch.dtype != gate.dtype:
@@ -73,11 +73,11 @@ class RelativePositions:
 
 
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)  # what the cache keeps must also serve calls that train
+@torch.inference_mode(False)  # cached tensors must also serve calls that train
 def _distance_buckets(num_buckets: int, max_distance: int, device: torch.device) -> Tensor:
-    """Return the bucket of each distance 0 … max_distance: half of them exact, half logarithmic (as in T5).
+    """Return the bucket of each distance 0 … max_distance; half of the buckets are exact, half logarithmic, as in T5.
 
-    Worked out once on the CPU, so that every device puts the borders between buckets in the same places.
+    Computed on the CPU, so that every device puts the borders between buckets in the same places.
     """
     distances = torch.arange(max_distance + 1, device="cpu")
     exact = num_buckets // 2
@@ -99,7 +99,7 @@ class GatedRelativeAttention(nn.Module):
         dim: Channels.
         num_heads: Heads.
         num_buckets: Buckets of relative positions if this layer owns their embedding, else None.
-        dropout: Of the attention weights, while training.
+        dropout: Of the attention weights, during training.
     """
 
     def __init__(self, dim: int, num_heads: int, *, num_buckets: int | None, dropout: float = 0.0):
@@ -169,7 +169,7 @@ class GatedRelativeAttention(nn.Module):
         return cpu_attention(query, key, value, bias=bias, lengths=counts)
 
     def _gate(self, x: Tensor) -> Tensor:
-        # Eight outputs are summed in fours, which is the same as summing the weights first.
+        # The eight outputs are summed in fours, which is the same as summing the weights first.
         weight = self.gru_rel_pos_linear.weight.view(2, 4, -1).sum(1)  # (2, D)
         bias = self.gru_rel_pos_linear.bias.view(2, 4).sum(1)
         update, reset = torch.sigmoid(F.linear(x, weight, bias)).transpose(1, 2).chunk(2, dim=-1)  # (B, H, L, 1) each
@@ -182,7 +182,7 @@ class PlainAttention(nn.Module):
     Args:
         dim: Channels.
         num_heads: Heads.
-        dropout: Of the attention weights, while training.
+        dropout: Of the attention weights, during training.
     """
 
     def __init__(self, dim: int, num_heads: int, *, dropout: float = 0.0):
@@ -195,7 +195,7 @@ class PlainAttention(nn.Module):
         self.out_proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, positions: None, lengths: Tensor | None) -> Tensor:
-        """Attend within each item; arguments as in `GatedRelativeAttention`, positions are always None."""
+        """Attend within each item; arguments as in `GatedRelativeAttention`, except that positions are always None."""
         size, frames, dim = x.shape
         split = (size, frames, self.num_heads, dim // self.num_heads)
         query, key, value = (

@@ -29,7 +29,7 @@ class EncoderLayer(nn.Module):
     Args:
         config: Sizes and form.
         owns_positions: Whether this layer owns the relative position embedding of its stack, if there is one.
-        dropout: Of attention weights, attention output and feed-forward block, while training.
+        dropout: Of attention weights, attention output and feed-forward block, during training.
     """
 
     def __init__(self, config: WavLMConfig, *, owns_positions: bool, dropout: float = 0.0):
@@ -55,21 +55,21 @@ class EncoderLayer(nn.Module):
 
 
 def encoder_layers(config: WavLMConfig, num_layers: int, dropout: float = 0.0) -> nn.ModuleList:
-    """Build a stack of encoder layers; the first one owns the relative position embedding that all of them use."""
+    """Build a stack of encoder layers; the first one owns the relative position embedding that all of them share."""
     return nn.ModuleList(
         EncoderLayer(config, owns_positions=index == 0, dropout=dropout) for index in range(num_layers)
     )
 
 
 def relative_positions(layers: nn.ModuleList, frames: int, max_distance: int) -> RelativePositions | None:
-    """Return the position bias that a stack of layers shares for a sequence of so many frames; None if it has none."""
+    """Return the position bias that a stack of layers shares for sequences of a given length, None if it has none."""
     attention = cast(EncoderLayer, layers[0]).attention
     embedding = None if isinstance(attention, PlainAttention) else attention.rel_attn_embed
     return None if embedding is None else RelativePositions(embedding.weight, frames, max_distance)
 
 
 class _Transformer(nn.Module):
-    """Holds the parameters under torchaudio's names; `WavLM` runs them."""
+    """Holds parameters under torchaudio's names; `WavLM` runs them."""
 
     def __init__(self, config: WavLMConfig):
         super().__init__()
@@ -79,7 +79,7 @@ class _Transformer(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """Likewise: the projection of the conv stem's frames, and the transformer."""
+    """Holds the projection of the conv stem's frames and the transformer, likewise."""
 
     def __init__(self, config: WavLMConfig):
         super().__init__()
@@ -94,7 +94,7 @@ class WavLM(nn.Module):
         config: Its sizes.
 
     Attributes:
-        metadata: What is known about the weights, as strings.
+        metadata: Notes on the weights, as strings.
     """
 
     def __init__(self, config: WavLMConfig):
@@ -114,8 +114,8 @@ class WavLM(nn.Module):
         Args:
             waveforms: Normalised waveforms (B, T), zero beyond their lengths.
             lengths: (B,) samples, or None if all items are whole.
-            layer: 0 is the input of the first layer, `num_layers` or -1 the last one, after the final layer norm where
-                there is one (Base models have it before the first layer, and normalise at the end of each).
+            layer: 0 is the input of the first layer; `num_layers` or -1 is the last hidden state, after the final
+                LayerNorm (Base models have that one before the first layer instead, and normalise after each layer).
 
         Returns:
             The hidden state (B, L, C).
