@@ -85,11 +85,11 @@ def yaml_blocks(page):
 
 
 def test_the_bench_file_of_the_docs_can_be_read(tmp_path):
-    from wavcube_plugins.superb.bench import Bench
+    from wavcube_plugins.superb.bench_file import read_bench
 
     (block,) = yaml_blocks("docs/superb.md")
     (tmp_path / "bench.yaml").write_text(block.replace("~/s3prl", str(tmp_path)), encoding="utf-8")
-    bench = Bench.read(tmp_path / "bench.yaml")
+    bench = read_bench(tmp_path / "bench.yaml")
     assert [task.name for task in bench.tasks] == ["pr", "asr", "sid", "asv"]
     assert [row.label for row in bench.rows] == ["WavCube", "Fbank"]
 
