@@ -84,8 +84,8 @@ case "${found}" in
 esac
 in_checkout python3 -c "import wavcube_plugins" || need "this package in ${python}: ${install} $(dirname "${here}")"
 if [ "${version}" = egs3 ]; then
-    in_checkout python3 -c "import dask.distributed, dask_jobqueue, espnet_model_zoo" \
-        || need "the packages of ESPnet3: ${install} dask distributed dask-jobqueue espnet_model_zoo"
+    in_checkout python3 -c "import dask.distributed, dask_jobqueue, espnet_model_zoo, jiwer" \
+        || need "the packages of ESPnet3: ${install} dask distributed dask-jobqueue espnet_model_zoo jiwer"
 else
     in_checkout python3 -c "import resampy" || need "resampy, for recordings that are not at 16 kHz: ${install} resampy"
 fi
