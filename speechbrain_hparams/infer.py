@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Runs what a recipe trained on files of your own.
+"""Runs a model that a recipe trained on files of your own.
 
     python speechbrain_hparams/infer.py results/mini/asr_ctc/inference speech.wav
     python speechbrain_hparams/infer.py results/mini/enhance/inference noisy.wav --output clean.wav
     python speechbrain_hparams/infer.py results/mini/voice_conversion/inference speech.wav --target voice.wav
 
-The folder's hyperparameter file says which task it is. Recognition, understanding, speakers and emotions are printed;
-enhancement, separation, conversion and the vocoder write audio. Two files and a folder of `speaker_id` give the
-similarity of their voices.
+The folder's hyperparameter file determines the task. Recognition, understanding, speakers and emotions are printed;
+enhancement, separation, conversion and the vocoder write audio. With a folder of `speaker_id`, two files also give the
+similarity of their voices. A file that cannot be used is reported, and the others are done.
 """
 
 from __future__ import annotations
@@ -27,10 +27,28 @@ import yaml
 
 from wavcube_plugins.audio import check_suffix
 from wavcube_plugins.data.speech import read_speech
+from wavcube_plugins.errors import BAD_INPUT, FAILED, INTERRUPTED, OK, InputError
+
+
+def complain(error: Exception) -> None:
+    """Print an error as one sentence."""
+    print(f"infer.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def for_each(items, work) -> int:
+    """Call a function with each item, report those that cannot be used, and return how many that were."""
+    failed = 0
+    for item in items:
+        try:
+            work(item)
+        except (InputError, OSError) as error:
+            complain(error)
+            failed += 1
+    return failed
 
 
 class _Names(yaml.SafeLoader):
-    """Reads a HyperPyYAML file for its names alone."""
+    """Reads the keys of a HyperPyYAML file without making its objects."""
 
 
 _Names.add_multi_constructor("!", lambda loader, suffix, node: suffix)
@@ -50,53 +68,59 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return run(options)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"infer.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except (InputError, OSError, ImportError) as error:
+        complain(error)
+        return BAD_INPUT
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
 def run(options: argparse.Namespace) -> int:
     folder = Path(options.folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; train a recipe first")
+        raise InputError(f"{folder}: no such folder; train a recipe first")
     settings = folder / "hyperparams.yaml"
     if settings.is_file():
-        modules = (yaml.load(settings.read_text(encoding="utf-8"), Loader=_Names) or {}).get("modules") or {}
+        content = yaml.load(settings.read_text(encoding="utf-8"), Loader=_Names) or {}
+        if "pretrainer" not in content:
+            raise InputError(f"{settings}: has no 'pretrainer'; name the folder `inference` that a training writes")
+        modules = content.get("modules") or {}
     elif (folder / "model.safetensors").is_file():
         modules = {"codec": None}
     else:
-        raise ValueError(f"{folder}: has neither hyperparams.yaml nor model.safetensors; is it a folder `inference`?")
+        raise InputError(f"{folder}: has neither hyperparams.yaml nor model.safetensors; is it a folder `inference`?")
     loading = {"run_opts": {"device": options.device}}
     if options.decode:
         loading["overrides"] = {"output": "latents"}
     for name, task in TASKS.items():
         if name in modules:
             if options.decode and task not in (enhance, separate):
-                raise ValueError(f"--decode is for enhancement and separation, and {folder} is of another task")
-            task(options, str(folder), loading)
-            return 0
-    raise ValueError(f"{settings}: is of no task known here, its modules are {', '.join(modules) or 'none'}")
+                raise InputError(f"--decode is for enhancement and separation, and {folder} is of another task")
+            sys.path.insert(0, str(folder))  # where a custom head's module was copied to
+            failed = task(options, str(folder), loading)
+            return OK if not failed else BAD_INPUT if failed == len(options.files) else FAILED
+    raise InputError(f"{settings}: is of no task known here, its modules are {', '.join(modules) or 'none'}")
 
 
 def recognise(options, folder, loading):
     from speechbrain.inference.ASR import EncoderASR
 
     model = EncoderASR.from_hparams(folder, **loading)
-    if hasattr(model.tokenizer, "ignore_len"):
-        model.tokenizer.ignore_len()  # sentencepiece has none
-    for path in options.files:
+
+    def work(path):
         wav = read_speech(path, model.hparams.wavcube.sample_rate, resample=options.resample, remedy="--resample")
         print(f"{path}: {model.transcribe_batch(wav[None], wav.new_ones(1))[0][0]}")
+
+    return for_each(options.files, work)
 
 
 def understand(options, folder, loading):
     from wavcube_plugins.speechbrain import SpokenLanguage
 
     model = SpokenLanguage.from_hparams(folder, **loading)
-    for path in options.files:
-        print(f"{path}: {model.understand_file(path, resample=options.resample)}")
+    return for_each(
+        options.files, lambda path: print(f"{path}: {model.understand_file(path, resample=options.resample)}")
+    )
 
 
 def classify(options, folder, loading):
@@ -104,57 +128,72 @@ def classify(options, folder, loading):
     from torch.nn.functional import cosine_similarity
 
     model = EncoderClassifier.from_hparams(folder, **loading)
-    model.hparams.label_encoder.ignore_len()
     vectors = []
-    for path in options.files:
+
+    def work(path):
         wav = read_speech(path, model.hparams.wavcube.sample_rate, resample=options.resample, remedy="--resample")
         _, score, _, names = model.classify_batch(wav[None])
         vectors.append(model.encode_batch(wav[None])[0])
         print(f"{path}: {names[0]} (probability {float(score.exp()):.3f})")
-    if len(vectors) == 2:
+
+    failed = for_each(options.files, work)
+    if len(vectors) == len(options.files) == 2:
         print(f"similarity of the two: {float(cosine_similarity(*vectors, dim=-1)):.3f}")
+    return failed
 
 
 def enhance(options, folder, loading):
     from wavcube_plugins.speechbrain import SpeechEnhancer
 
     model = SpeechEnhancer.from_hparams(folder, **loading)
-    for path, output in outputs(options, "clean"):
-        model.enhance_file(path, output, resample=options.resample)
-        print(output)
+
+    def work(pair):
+        model.enhance_file(*pair, resample=options.resample)
+        print(pair[1])
+
+    return for_each(outputs(options, "clean"), work)
 
 
 def separate(options, folder, loading):
     from wavcube_plugins.speechbrain import SpeechSeparator
 
     model = SpeechSeparator.from_hparams(folder, **loading)
-    for path, output in outputs(options, "separated"):
-        sources = model.separate_file(path, output, resample=options.resample)
-        print(*(output.with_name(f"{output.stem}_{number + 1}{output.suffix}") for number in range(len(sources))))
+
+    def work(pair):
+        sources = model.separate_file(*pair, resample=options.resample)
+        print(*(pair[1].with_name(f"{pair[1].stem}_{number + 1}{pair[1].suffix}") for number in range(len(sources))))
+
+    return for_each(outputs(options, "separated"), work)
 
 
 def convert(options, folder, loading):
     from wavcube_plugins.speechbrain import VoiceConversion
 
     if options.target is None:
-        raise ValueError("name a recording of the wanted voice with --target")
+        raise InputError("name a recording of the wanted voice with --target")
     model = VoiceConversion.from_hparams(folder, **loading)
-    for path, output in outputs(options, "converted"):
-        model.convert_file(path, options.target, output, resample=options.resample)
-        print(output)
+
+    def work(pair):
+        model.convert_file(pair[0], options.target, pair[1], resample=options.resample)
+        print(pair[1])
+
+    return for_each(outputs(options, "converted"), work)
 
 
 def reconstruct(options, folder, loading):
     from wavcube_plugins.speechbrain import WavCubeCodec
 
     model = WavCubeCodec.from_hparams(folder, **loading)
-    for path, output in outputs(options, "wavcube"):
-        model.reconstruct_file(path, output, resample=options.resample)
-        print(output)
+
+    def work(pair):
+        model.reconstruct_file(*pair, resample=options.resample)
+        print(pair[1])
+
+    return for_each(outputs(options, "wavcube"), work)
 
 
 def outputs(options, kind: str) -> list[tuple[str, Path]]:
-    """Return for each file what to write: --output, or beside it, with a word in its name."""
+    """Return each file with the one to write: --output, or a file beside it with the kind in its name."""
     output = Path(options.output) if options.output is not None else None
     if output is not None and len(options.files) == 1 and not output.is_dir():
         check_suffix(output)
@@ -163,7 +202,7 @@ def outputs(options, kind: str) -> list[tuple[str, Path]]:
     for path in options.files:
         place = (output or Path(path).parent) / f"{Path(path).stem}.{kind}.wav"
         if place in chosen:
-            raise ValueError(f"{chosen[place]} and {path} would both be written to {place}; run them one by one")
+            raise InputError(f"{chosen[place]} and {path} would both be written to {place}; run them one by one")
         chosen[place] = path
     return [(path, place) for place, path in chosen.items()]
 

@@ -9,81 +9,88 @@ import sys
 from pathlib import Path
 
 try:
-    import speechbrain  # noqa: F401
+    import speechbrain as sb
 except ImportError:
     sys.exit("speaker_id/train.py: error: this script needs SpeechBrain; from a clone: pip install '.[speechbrain]'")
 import torch
+from voxceleb_prepare import prepare_voxceleb
 
-from wavcube_plugins.speechbrain.corpora import TRIALS_NAME
-from wavcube_plugins.speechbrain.recipes.classification import ClassificationRecipe
-from wavcube_plugins.speechbrain.recipes.command import main
-from wavcube_plugins.speechbrain.recipes.data import DataError, make_dataset
+from wavcube_plugins.speechbrain.corpora import TRIALS_NAME, prepare_mini
+from wavcube_plugins.speechbrain.recipes.batches import crop, training_batches
+from wavcube_plugins.speechbrain.recipes.brain import RecipeBrain
+from wavcube_plugins.speechbrain.recipes.classification import (
+    classes_of,
+    save_encoder,
+    verification_scores,
+    write_classifier,
+)
+from wavcube_plugins.speechbrain.recipes.command import run
+from wavcube_plugins.speechbrain.recipes.data import DataError, check_augmentation
+from wavcube_plugins.speechbrain.recipes.experiment import Experiment, read_settings
 
-# Share of trials of the same speaker that minDCF assumes.
-_TARGETS = 0.01
-
-
-class Speakers(ClassificationRecipe):
-    """The key `speaker` of the manifests; with `verify`, trials on the vectors of a split of other speakers."""
-
-    needs = ("wav", "speaker")
-    label = "speaker"
-
-    @classmethod
-    def splits(cls, settings):
-        return [*super().splits(settings), *([settings["verify"]] if settings["verify"] else [])]
-
-    def build(self):
-        if self.settings["verify"]:
-            self.trials = read_trials(
-                Path(self.settings["manifests"]) / TRIALS_NAME, self.manifests[self.settings["verify"]]
-            )
-        return super().build()
-
-    def more_results(self):
-        split = self.settings["verify"]
-        if not split:
-            return {}
-        vectors = self._vectors(split)
-        scores = torch.tensor([float(vectors[one] @ vectors[two]) for _, one, two in self.trials])
-        same = torch.tensor([bool(label) for label, _, _ in self.trials])
-        return {f"trials of {split}": verification_scores(scores[same], scores[~same])}
-
-    @torch.no_grad()
-    def _vectors(self, split: str) -> dict[str, torch.Tensor]:
-        """Return the vector of each utterance, of length 1."""
-        dataset = make_dataset(self.manifests[split], split, self.speech, features=["wav"])
-        options = {"batch_size": self.settings["valid_batch_size"], "num_workers": self.settings["num_workers"]}
-        vectors = {}
-        for batch in self.make_dataloader(dataset, None, ckpt_prefix=None, **options):
-            batch = batch.to(self.device)
-            found = torch.nn.functional.normalize(self.raw["embedding_model"](*batch.wav_input), dim=-1).cpu()
-            vectors |= zip(batch.id, found, strict=True)
-        return vectors
+LABEL = "speaker"
 
 
-def verification_scores(same: torch.Tensor, different: torch.Tensor) -> dict[str, float]:
-    """Return SpeechBrain's EER in percent, with its threshold, and minDCF, in memory that grows with the trials alone.
+class SpeakerBrain(RecipeBrain):
+    """A vector per utterance and a classifier on it."""
 
-    Args:
-        same: (N,) scores of trials of the same speaker.
-        different: (M,) scores of trials of different ones.
-    """
-    thresholds = torch.cat([same, different]).unique()  # in rising order
-    # Whole numbers, so that of several thresholds that are as good it is the first.
-    missed = torch.searchsorted(same.sort().values, thresholds, right=True)  # scores up to each threshold
-    alarms = len(different) - torch.searchsorted(different.sort().values, thresholds, right=True)
-    best = (alarms * len(same) - missed * len(different)).abs().argmin()
-    miss_rates, alarm_rates = missed / len(same), alarms / len(different)
-    return {
-        "EER": 50 * float(miss_rates[best] + alarm_rates[best]),
-        "minDCF": float((_TARGETS * miss_rates + (1 - _TARGETS) * alarm_rates).min()),
-        "threshold": float(thresholds[best]),
-    }
+    def compute_forward(self, batch, stage):
+        """Return log probabilities of classes (B, classes)."""
+        batch = batch.to(self.device)
+        speech, lens = batch.sig  # waveforms (B, T), or cached latents (B, L, D)
+        classes, margin = None, 0.0
+        if stage == sb.Stage.TRAIN:
+            lobe, classes, margin = self.hparams.wavcube, batch.number, self.hparams.margin
+            if self.hparams.crop_seconds:
+                frames = round(self.hparams.crop_seconds * lobe.sample_rate / lobe.hop_length)
+                (speech,), lens = crop([speech], lens, frames, [1 if speech.ndim == 3 else lobe.hop_length])
+            if self.hparams.augment:
+                speech, lens = self.hparams.wav_augment(speech, lens)
+                classes = self.hparams.wav_augment.replicate_labels(classes)
+        embedding = self.modules.embedding_model(speech, lens)
+        return self.modules.classifier(embedding, classes, margin)
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Return the cross entropy."""
+        classes = batch.number
+        if stage == sb.Stage.TRAIN and self.hparams.augment:
+            classes = self.hparams.wav_augment.replicate_labels(classes)
+        if stage != sb.Stage.TRAIN:
+            self.accuracy.append(predictions, classes)
+        return self.hparams.compute_cost(predictions, classes)
+
+    def on_stage_start(self, stage, epoch=None):
+        """Start new scores."""
+        super().on_stage_start(stage, epoch)
+        if stage != sb.Stage.TRAIN:
+            self.accuracy = self.hparams.accuracy_computer()
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Log the scores, and keep the checkpoint with the highest accuracy."""
+        if stage == sb.Stage.TRAIN:
+            self.train_loss = stage_loss
+            return
+        scores = {"loss": float(stage_loss), **self.accuracy.summarize()}
+        if stage == sb.Stage.VALID:
+            self.hparams.train_logger.log_stats({"epoch": epoch}, {"loss": self.train_loss}, scores)
+            self.checkpointer.save_and_keep_only(meta=scores, max_keys=["accuracy"])
+            return
+        self.hparams.train_logger.log_stats({"split": self.split}, test_stats=scores)
+        self.results[self.split] = scores
+
+
+def prepare(settings):
+    """Make the manifests."""
+    if settings["mini"]:
+        prepare_mini(settings["mini_folder"], settings["manifests"], **settings["mini_data"])
+    elif settings["data_folder"] is not None:
+        prepare_voxceleb(
+            settings["data_folder"], settings["manifests"], task=settings["task"], resample=settings["resample"]
+        )
 
 
 def read_trials(path: Path, utterances: dict) -> list[tuple[int, str, str]]:
-    """Read pairs [1 for the same speaker or 0, id, id] and check that the utterances are there, and both kinds."""
+    """Read pairs [1 for the same speaker or 0, id, id], of utterances that exist, and of both kinds."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; verification needs trials, [[1 or 0, id, id], ...]")
     try:
@@ -99,8 +106,94 @@ def read_trials(path: Path, utterances: dict) -> list[tuple[int, str, str]]:
     return trials
 
 
+@torch.no_grad()
+def verify(brain, dataset, trials, loader_opts):
+    """Score trials by the cosine of their utterances' vectors."""
+    dataset.set_output_keys(["id", "sig"])
+    vectors = {}
+    for batch in brain.make_dataloader(dataset, sb.Stage.TEST, ckpt_prefix=None, **loader_opts):
+        batch = batch.to(brain.device)
+        found = brain.module("embedding_model")(*batch.sig)
+        vectors |= zip(batch.id, torch.nn.functional.normalize(found, dim=-1).cpu(), strict=True)
+    scores = torch.tensor([float(vectors[one] @ vectors[two]) for _, one, two in trials])
+    same = torch.tensor([bool(label) for label, _, _ in trials])
+    return verification_scores(scores[same], scores[~same])
+
+
+def dataio_prepare(hparams, manifests, encoder):
+    """Return the data set of each split, with the items `sig` and `number`, the class."""
+    speech = hparams["speech"]
+
+    @sb.utils.data_pipeline.takes(LABEL)
+    @sb.utils.data_pipeline.provides("number")
+    def label_pipeline(name):
+        return encoder.encode_label(str(name))
+
+    def dataset_of(split):
+        @sb.utils.data_pipeline.takes("id", "wav")
+        @sb.utils.data_pipeline.provides("sig")
+        def audio_pipeline(name, path):
+            return speech.load("wav", split, name, path)
+
+        items = [audio_pipeline, label_pipeline]
+        return sb.dataio.dataset.DynamicItemDataset(manifests[split], items, ["id", "sig", "number"])
+
+    return {split: dataset_of(split) for split in manifests}
+
+
+def export(brain, settings, encoder, folder):
+    """Write the folder for SpeechBrain's `EncoderClassifier` and `SpeakerRecognition`."""
+    save_encoder(encoder, folder / "label_encoder.ckpt")
+    write_classifier(folder, brain, settings["head"], settings["classifier"], settings["embedding_dim"], len(encoder))
+
+
+def main(hparams_file, run_opts, overrides):
+    """Train, score the best checkpoint, and write the folder for inference."""
+    settings = read_settings(hparams_file, overrides, __file__)
+    if settings["mini"]:
+        overrides = {**settings["mini_settings"], **overrides}
+    experiment = Experiment(hparams_file, overrides, run_opts, __file__)
+    settings = experiment.settings
+
+    experiment.prepare(prepare)
+    splits, unknown = ["train", "valid", *settings["evaluate"]], settings["verify"]
+    manifests = experiment.manifests([*splits, *([unknown] if unknown else [])], ["wav", LABEL])
+    trials = read_trials(Path(settings["manifests"], TRIALS_NAME), manifests[unknown]) if unknown else []
+    encoder = classes_of(manifests, LABEL, splits)
+
+    hparams = experiment.load(n_classes=len(encoder))
+    check_augmentation(hparams["augment"], hparams["speech"])
+    hparams["speech"].fill(manifests, ["wav"], experiment.device)
+    datasets = dataio_prepare(hparams, manifests, encoder)
+    train_data, train_loader_opts = training_batches(
+        datasets["train"],
+        hparams["train_dataloader_opts"],
+        sorting=hparams["sorting"],
+        dynamic=hparams["dynamic_batch_sampler"] if hparams["dynamic_batching"] else None,
+    )
+
+    brain = SpeakerBrain(
+        hparams["modules"],
+        hparams["opt_class"],
+        hparams,
+        run_opts,
+        hparams["checkpointer"],
+        wavcube_opt_class=hparams["wavcube_opt_class"],
+    )
+    brain.fit(
+        hparams["epoch_counter"],
+        train_data,
+        datasets["valid"],
+        train_loader_kwargs=train_loader_opts,
+        valid_loader_kwargs=hparams["valid_dataloader_opts"],
+    )
+    tests = {split: datasets[split] for split in settings["evaluate"]}
+    brain.evaluate_best(tests, hparams["valid_dataloader_opts"], max_key="accuracy")
+    if unknown:
+        scores = verify(brain, datasets[unknown], trials, hparams["valid_dataloader_opts"])
+        brain.results[f"trials of {unknown}"] = scores
+    return experiment.finish(brain.results, lambda folder: export(brain, settings, encoder, folder))
+
+
 if __name__ == "__main__":
-    status = main(Speakers, __file__, sys.argv[1:])
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    sys.exit(status)
+    sys.exit(run(main, __file__))

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -19,7 +20,9 @@ import torch
 import yaml
 from helpers.paths import ROOT
 
+from wavcube_plugins import WavCubeConfig
 from wavcube_plugins.audio import read_audio, write_audio
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.synthetic.mini import make_mini, read_mini
 
 with warnings.catch_warnings():
@@ -29,9 +32,19 @@ with warnings.catch_warnings():
     from speechbrain.inference.enhancement import WaveformEnhancement
     from speechbrain.inference.speaker import SpeakerRecognition
 
-    from wavcube_plugins.speechbrain import SpeechSeparator, SpokenLanguage, VoiceConversion, WavCubeCodec, corpora
-    from wavcube_plugins.speechbrain.recipes.brain import Recipe
-    from wavcube_plugins.speechbrain.recipes.command import main
+    from wavcube_plugins.speechbrain import (
+        SpeechSeparator,
+        SpokenLanguage,
+        VoiceConversion,
+        WavCube,
+        WavCubeCodec,
+        corpora,
+    )
+    from wavcube_plugins.speechbrain.recipes.brain import RecipeBrain
+    from wavcube_plugins.speechbrain.recipes.classification import verification_scores
+    from wavcube_plugins.speechbrain.recipes.command import run
+    from wavcube_plugins.speechbrain.recipes.export import lobe_yaml
+    from wavcube_plugins.speechbrain.recipes.settings import read_settings
 
 HPARAMS = ROOT / "speechbrain_hparams"
 CPU = {"device": "cpu"}
@@ -82,7 +95,12 @@ def script(task):
     """A train.py as a module."""
     spec = importlib.util.spec_from_file_location(f"{task}_train", HPARAMS / task / "train.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[module.__name__] = module
+    sys.path.insert(0, str(HPARAMS / task))  # as Python does it for a script
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(HPARAMS / task))
     return module
 
 
@@ -93,14 +111,6 @@ def inference():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def recipe_of(module):
-    return next(
-        kind
-        for kind in vars(module).values()
-        if isinstance(kind, type) and issubclass(kind, Recipe) and kind.__module__ == module.__name__
-    )
 
 
 def words(name, output, folders, **settings):
@@ -119,20 +129,19 @@ def words(name, output, folders, **settings):
     }
     settings = {"device": "cpu", **settings}
     pairs = [(f"--{key}", str(value)) for key, value in settings.items() if value is not ...]
-    return [str(HPARAMS / f"{name}.yaml"), *(word for pair in pairs for word in pair)]
+    task, _, file = name.partition("/")
+    return [str(HPARAMS / task / "hparams" / f"{file}.yaml"), *(word for pair in pairs for word in pair)]
 
 
 @pytest.fixture
 def train(mini):
     """Runs a train.py in this process; SpeechBrain's changes to logging are undone."""
 
-    def run(name, output, *more, code=0, **settings):
+    def train_py(name, output, *more, code=0, **settings):
         handlers, level, hook = logging.root.handlers[:], logging.root.level, sys.excepthook
-        task = name.split("/")[0]
-        module = script(task)
-        sys.modules[module.__name__] = module
+        module = script(name.split("/")[0])
         try:
-            status = main(recipe_of(module), module.__file__, [*words(name, output, mini, **settings), *more])
+            status = run(module.main, module.__file__, [*words(name, output, mini, **settings), *more])
         finally:
             logging.root.handlers[:] = handlers
             logging.root.setLevel(level)
@@ -141,7 +150,7 @@ def train(mini):
         folder = output / "debug" if "--debug" in more else output
         return json.loads((folder / "results.json").read_text()) if code == 0 else None
 
-    return run
+    return train_py
 
 
 def launch(name, output, mini, processes=1, **settings):
@@ -268,7 +277,7 @@ def test_verification_scores_unknown_speakers(train, tmp_path):
 def test_errors_of_verification_are_speechbrains_and_take_little_memory():
     from speechbrain.utils.metric_stats import EER, minDCF
 
-    scores = script("speaker_id").verification_scores
+    scores = verification_scores
     for number in range(20):
         # Few levels, so that many scores are equal.
         same, different = (
@@ -420,7 +429,11 @@ def test_accumulated_gradients_are_not_lost_to_checkpoints(train, capsys, tmp_pa
     settings = {"number_of_epochs": 1, "batch_size": 2, "evaluate": "[]", "ckpt_interval_steps": 3}
     saved = []
     with monkeypatch.context() as patch:
-        patch.setattr(Recipe, "_save_intra_epoch_ckpt", lambda brain: saved.append((brain.step, brain.optimizer_step)))
+
+        def save(brain):
+            saved.append((brain.step, brain.optimizer_step))
+
+        patch.setattr(RecipeBrain, "_save_intra_epoch_ckpt", save)
         train("speaker_id/train", tmp_path / "two", grad_accumulation_factor=2, **settings)
     assert saved == [(4, 2)]  # of six batches: what was due after the third waited for the end of the step
     train("speaker_id/train", tmp_path / "seven", code=2, grad_accumulation_factor=7, **settings)
@@ -474,29 +487,35 @@ def complaint(capsys):
         ({"token_type": "bpe", "vocab_size": 3}, "sentencepiece: no 3 pieces"),
         ({"freeze": False}, "--cache keeps latents of a frozen model"),
         ({"max_grad_norm": -1}, "--max_grad_norm must be above 0, got -1.0"),
-        ({"skip_nonfinite_grads": ...}, "--skip_nonfinite_grads has no effect here"),
+        ({"jit": ...}, "--jit has no effect here"),
+        ({"lerning_rate": 5}, "there is no setting 'lerning_rate'"),
+        ({"sorting": "shuffled"}, "sorting must be random, ascending or descending, got 'shuffled'"),
+        ({"augment": True}, "augment: True changes waveforms, but the latents are cached; drop --cache"),
         ({"device": "quantum"}, "--device quantum: not available here"),
     ],
 )
 def test_wrong_settings_are_named_in_one_sentence(train, capsys, settings, message, tmp_path):
-    more = ["--skip_nonfinite_grads"] if "skip_nonfinite_grads" in settings else []
+    more = ["--jit"] if "jit" in settings else []
     train("asr_ctc/train", tmp_path, *more, code=2, **settings)
     assert message in complaint(capsys)
 
 
 def test_wrong_words_on_the_command_line(capsys, tmp_path):
     module = script("asr_ctc")
-    sys.modules[module.__name__] = module
     for arguments, message in (
         ([str(tmp_path / "no.yaml")], "no.yaml: no such file"),
         ([str(HPARAMS / "infer.py"), "--mini"], "infer.py: not"),
-        ([str(HPARAMS / "asr_ctc" / "train.yaml"), "mini"], "expected --setting value"),
+        ([str(HPARAMS / "asr_ctc" / "hparams" / "train.yaml"), "mini"], "expected --setting value"),
         (["--precision"], "expected one argument"),
     ):
-        assert main(recipe_of(module), module.__file__, arguments) == 2
+        assert run(module.main, module.__file__, arguments) == 2
         assert message in complaint(capsys)
-    assert main(recipe_of(module), module.__file__, ["--help"]) == 0
+    assert run(module.main, module.__file__, ["--help"]) == 0
     assert "--mini" in capsys.readouterr().out
+    # The name of earlier releases still works, for as far as this goes.
+    assert run(module.main, module.__file__, [str(HPARAMS / "asr_ctc" / "train.yaml"), "--nonsense", "1"]) == 2
+    said = capsys.readouterr().err
+    assert "train.yaml is now" in said and "there is no setting 'nonsense'" in said
 
 
 @pytest.fixture
@@ -646,7 +665,7 @@ def test_inference_names_what_is_wrong_in_one_sentence(train, mini, capsys, tmp_
     (tmp_path / "broken.wav").write_bytes(b"RIFFxxxx")
     folder = str(tmp_path / "debug" / "inference")
     (tmp_path / "asr").mkdir()
-    (tmp_path / "asr" / "hyperparams.yaml").write_text("modules:\n    encoder: !ref <encoder>\n")
+    (tmp_path / "asr" / "hyperparams.yaml").write_text("modules:\n    encoder: !ref <encoder>\npretrainer: null\n")
     namesake = str(mini("noisy") / "other" / speech.name)
     capsys.readouterr()
     for arguments, message in (
@@ -656,7 +675,7 @@ def test_inference_names_what_is_wrong_in_one_sentence(train, mini, capsys, tmp_
             [folder, str(speech), namesake, "--output", str(tmp_path / "out")],
             "noisy-test-00000.clean.wav; run them one",
         ),
-        ([str(tmp_path / "debug"), str(speech)], "its modules are none"),
+        ([str(tmp_path / "debug"), str(speech)], "has no 'pretrainer'; name the folder `inference`"),
         ([folder, str(tmp_path / "missing.wav")], "missing.wav: no such file"),
         ([folder, str(tmp_path / "broken.wav")], "broken.wav: not readable as audio"),
         ([folder, str(tmp_path / "slow.wav")], "slow.wav: has a sample rate of 8000 Hz, but the model takes 16000 Hz"),
@@ -666,12 +685,124 @@ def test_inference_names_what_is_wrong_in_one_sentence(train, mini, capsys, tmp_
         assert message in complaint(capsys)
     assert inference().main([folder, str(tmp_path / "slow.wav"), "--resample"]) == 0
     assert (tmp_path / "slow.clean.wav").is_file()
+    # A bad file does not keep the others from being done.
+    files = [str(tmp_path / "broken.wav"), str(speech)]
+    assert inference().main([folder, *files, "--output", str(tmp_path)]) == 1
+    assert "broken.wav: not readable as audio" in complaint(capsys)
+    assert (tmp_path / f"{speech.stem}.clean.wav").is_file()
 
 
 def test_a_model_that_diverges_ends_the_run(train, capsys, own, tmp_path, monkeypatch):
-    from wavcube_plugins.speechbrain.recipes import brain
-
-    monkeypatch.setattr(brain, "_MOST_SKIPPED", 2)
     monkeypatch.setattr(torch.nn.functional, "ctc_loss", lambda x, *_, **__: x.sum() * float("nan"))
-    train("asr_ctc/train", tmp_path / "run", code=1, number_of_epochs=1, batch_size=2)
-    assert "the gradients of 2 steps in a row were not finite" in complaint(capsys)
+    train("asr_ctc/train", tmp_path / "run", code=1, number_of_epochs=1, batch_size=2, nonfinite_patience=1)
+    assert "the losses of 2 batches of an epoch were not finite; lower --lr" in complaint(capsys)
+
+
+# Settings in view -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_key_of_every_file_is_used(name, tmp_path):
+    task, _, file = name.partition("/")
+    script, path = HPARAMS / task / "train.py", HPARAMS / task / "hparams" / f"{file}.yaml"
+    assert read_settings(path, {}, script)["source"] == "wavcube"
+    # An edited copy with a misspelt key is refused, unless the script uses the key.
+    (tmp_path / "edited.yaml").write_text(path.read_text() + "lerning_rate: 5\n")
+    with pytest.raises(InputError, match=r"edited\.yaml: nothing uses the setting 'lerning_rate'"):
+        read_settings(tmp_path / "edited.yaml", {}, script)
+    (tmp_path / "train.py").write_text(script.read_text() + '\nprint(hparams["lerning_rate"])\n')
+    assert read_settings(tmp_path / "edited.yaml", {}, tmp_path / "train.py")["lerning_rate"] == 5
+
+
+OWN_HEAD = """
+import torch
+
+
+class Head(torch.nn.Linear):
+    def __init__(self, in_dim, out_dim, gain):
+        super().__init__(in_dim, out_dim)
+        self.gain = gain
+
+    def forward(self, features, frames):
+        return (self.gain * super().forward(features)).log_softmax(-1)
+"""
+
+
+def test_optimiser_schedule_and_head_are_those_of_the_file(mini, tmp_path, monkeypatch):
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place" / "own_head.py").write_text(OWN_HEAD)
+    text = (HPARAMS / "asr_ctc" / "hparams" / "train.yaml").read_text()
+    before, _, rest = text.partition("dim: 1024")
+    after = rest[rest.index("encoder: !new") :]
+    text = (
+        before + "head: !new:own_head.Head\n   in_dim: !ref <wavcube.output_dim>\n   out_dim: !ref <output_neurons>\n"
+    )
+    text += "   gain: 2.0\n" + after.replace("   dim: 160\n   dropout: 0.1\n", "")
+    text = text.replace("torch.optim.AdamW", "torch.optim.SGD").replace("   betas: [0.9, 0.98]\n", "")
+    schedule = "wavcube_plugins.speechbrain.recipes.schedule.WarmupCosine\n   warmup_steps: !ref <warmup_steps>\n"
+    assert schedule in text
+    noam = (
+        "speechbrain.nnet.schedulers.NoamScheduler\n   lr_initial: !ref <lr>\n   n_warmup_steps: !ref <warmup_steps>\n"
+    )
+    (tmp_path / "edited.yaml").write_text(text.replace(schedule, noam))
+    settings = {"number_of_epochs": 1, "batch_size": 4, "evaluate": "[]", "dim": ..., "layers": ...}
+    arguments = words("asr_ctc/train", tmp_path / "run", mini, **settings)
+    module, handlers = script("asr_ctc"), logging.root.handlers[:]
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path / "place")
+        assert run(module.main, module.__file__, [str(tmp_path / "edited.yaml"), *arguments[1:]]) == 0
+    logging.root.handlers[:] = handlers
+    saved = max((tmp_path / "run" / "save").glob("CKPT*"))
+    assert "momentum" in torch.load(saved / "optimizer.ckpt", weights_only=True)["param_groups"][0]
+    assert "n_steps" in torch.load(saved / "lr_annealing.ckpt", weights_only=True)
+    folder = tmp_path / "run" / "inference"
+    assert (folder / "own_head.py").read_text() == OWN_HEAD and "gain: 2.0" in (folder / "hyperparams.yaml").read_text()
+    # Another process finds the copied module, and has nothing to warn about.
+    wav = str(mini("read") / "test" / "read-test-00000.wav")
+    command = [sys.executable, str(HPARAMS / "infer.py"), str(folder), wav]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0 and result.stdout.startswith(f"{wav}: "), result.stderr
+    assert "expect_len" not in result.stderr
+
+
+def stop_after_batch(patch, number):
+    """Let training end abruptly when a batch begins, after so many others."""
+    begin, count = RecipeBrain.on_fit_batch_start, itertools.count(1)
+
+    def stop(brain, *arguments):
+        if next(count) > number:
+            raise SystemExit
+        begin(brain, *arguments)
+
+    patch.setattr(RecipeBrain, "on_fit_batch_start", stop)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sorting": "descending"},
+        {"dynamic_batching": True, "dynamic_batch_sampler": "{max_batch_length: 8, num_buckets: 2}"},
+        {"cache": False, "augment": True},
+    ],
+)
+def test_order_dynamic_batches_and_augmentation(train, tmp_path, monkeypatch, options):
+    """Each changes the training, and one that was interrupted ends with the weights of one that was not."""
+    settings = {"number_of_epochs": 2, "batch_size": 4, "ckpt_interval_steps": 1, "evaluate": "[]", "warmup_steps": 2}
+    settings |= {"dim": 16, "layers": 1}
+    train("asr_ctc/train", tmp_path / "plain", **settings)
+    train("asr_ctc/train", tmp_path / "whole", **settings, **options)
+    whole = weights(tmp_path / "whole", "encoder")
+    assert any(not torch.equal(whole[key], value) for key, value in weights(tmp_path / "plain", "encoder").items())
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_after_batch(patch, 4)
+        train("asr_ctc/train", tmp_path / "stopped", **settings, **options)
+    train("asr_ctc/train", tmp_path / "stopped", **settings, **options)
+    assert all(torch.equal(whole[key], value) for key, value in weights(tmp_path / "stopped", "encoder").items())
+
+
+def test_exported_files_name_revision_and_sizes():
+    lobe = WavCube("tiny")
+    lobe.revision, lobe.config = "v2", WavCubeConfig.preset("tiny")
+    found = yaml.safe_load(lobe_yaml(lobe, decoder=True).partition("\n")[2])
+    assert found["revision"] == "v2" and WavCubeConfig.from_dict(found["config"]) == lobe.config
+    assert found["source"] == "tiny" and found["decoder"] is True and found["freeze"] is True

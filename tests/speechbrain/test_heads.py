@@ -24,7 +24,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torchaudio and SpeechBrain about each other's age
     from hyperpyyaml import load_hyperpyyaml
 
-    from wavcube_plugins.speechbrain.recipes.brain import crop, learning_rate
+    from wavcube_plugins.speechbrain.recipes.batches import crop
+    from wavcube_plugins.speechbrain.recipes.schedule import learning_rate
     from wavcube_plugins.speechbrain.recipes.text import make_tokens
 
 SOURCE = GOLDEN / "official_stage2.ckpt"
@@ -263,7 +264,7 @@ def test_the_file_for_speechbrains_own_script(tmp_path):
     from speechbrain.decoders.ctc import CTCBeamSearcher
     from speechbrain.nnet.schedulers import update_learning_rate
 
-    path = ROOT / "speechbrain_hparams" / "asr_ctc" / "stock_train_with_wav2vec.yaml"
+    path = ROOT / "speechbrain_hparams" / "asr_ctc" / "hparams" / "stock_train_with_wav2vec.yaml"
     overrides = {
         "source": str(SOURCE), "dim": 12, "layers": 1, "output_neurons": 6, "data_folder": "x",
         "output_folder": str(tmp_path), "save_folder": str(tmp_path / "save"),

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import doctest
 import inspect
+import pickle
 import random
 import subprocess
 import sys
@@ -629,6 +630,40 @@ def test_copies_are_independent():
     other.model.feature_extractor._freeze_parameters()
     assert trainable(other) < trainable(model) == set(model.state_dict())
     assert repr(model) == "WavCube(source='tiny', features='latent', freeze=False)"
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_lobes_are_pickled_and_saved_whole(tmp_path, features, freeze):
+    model, (wav, lens) = WavCube(SOURCE, features=features, freeze=freeze), batch(4000, 3000)
+    torch.save(model, tmp_path / "lobe.pt")
+    for other in (torch.load(tmp_path / "lobe.pt", weights_only=False), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(wav, lens), model(wav, lens)) and trainable(other) == trainable(model)
+        assert set(other.state_dict()) == set(model.state_dict())
+        other.load_state_dict(model.state_dict())
+        other.model.feature_extractor._freeze_parameters()
+        assert not any(name.startswith(STEM) for name in trainable(other))
+    assert trainable(model) == set(model.state_dict())  # the copies were frozen, not this one
+
+
+class Encoded(torch.utils.data.Dataset):
+    """Features computed where the data are read, as some recipes have it."""
+
+    def __init__(self, model, wavs):
+        self.model, self.wavs = model, wavs
+
+    def __len__(self):
+        return len(self.wavs)
+
+    def __getitem__(self, index):
+        return self.model(self.wavs[index][None])[0]
+
+
+def test_lobes_work_in_workers_of_a_data_loader(frozen):
+    wavs = batch(4000, 4000)[0]
+    for context in ("fork", "spawn"):
+        loader = torch.utils.data.DataLoader(Encoded(frozen, wavs), 2, num_workers=1, multiprocessing_context=context)
+        (found,) = loader
+        torch.testing.assert_close(found, frozen(wavs), rtol=0, atol=1e-5)
 
 
 def test_a_fine_tuned_model_can_be_saved_whole(tmp_path):

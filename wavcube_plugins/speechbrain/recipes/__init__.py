@@ -1,1 +1,1 @@
-"""What the recipes in `speechbrain_hparams/` share: the command line, data, cached latents, and the training loop."""
+"""What the training scripts in `speechbrain_hparams/` share: command line, experiments, data, cache, exact resuming."""

@@ -1,106 +1,128 @@
-"""One label per utterance: speakers, emotions, and whatever else manifests name."""
+"""What recipes with one label per utterance share: classes of the training data, and scores."""
 
 from __future__ import annotations
 
 from collections import Counter
-from functools import partial
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
-import speechbrain as sb
 import torch
-from speechbrain.dataio.encoder import CategoricalEncoder
+from torch import Tensor
 
 from wavcube_plugins.files import atomic_path
-from wavcube_plugins.heads.classification import Classifier
-from wavcube_plugins.speechbrain.modules import OnWavCube
-from wavcube_plugins.speechbrain.recipes.brain import ON_WAVCUBE, Recipe, crop, head_yaml
-from wavcube_plugins.speechbrain.recipes.data import DataError, make_dataset
+from wavcube_plugins.speechbrain.recipes.brain import RecipeBrain
+from wavcube_plugins.speechbrain.recipes.data import DataError
+from wavcube_plugins.speechbrain.recipes.export import ON_WAVCUBE, lobe_yaml, object_yaml, write_inference
+from wavcube_plugins.speechbrain.recipes.text import ClassEncoder
 
 
-class ClassificationRecipe(Recipe):
-    """A vector per utterance and a classifier on it; `label` is the key of the manifests that names the class."""
+def classes_of(manifests: Mapping[str, Mapping[str, dict]], label: str, splits: Iterable[str]) -> ClassEncoder:
+    """Return an encoder of the training data's classes, in alphabetical order.
 
-    label = ""
-    monitor = ("accuracy", "max")
+    Args:
+        manifests: Entries by id, by split.
+        label: Key of the entries that names the class.
+        splits: Splits whose classes must all be in the training data.
 
-    def build(self):
-        settings = self.settings
-        names = sorted({str(entry[self.label]) for entry in self.manifests["train"].values()})
-        if len(names) < 2:
-            raise DataError(f"{settings['manifests']}/train.json: has only one {self.label}, {names[0]!r}")
-        self.names = {name: number for number, name in enumerate(names)}
-        self.classifier = partial(Classifier, angular=settings["margin"] > 0)
-        size = settings["embedding_dim"]
-        return {
-            "embedding_model": OnWavCube(self.lobe, settings["head"](self.lobe.output_dim, size)),
-            "classifier": self.classifier(size, len(names)),
-        }
+    Raises:
+        DataError: only one class, or a class that training does not have.
+    """
+    names = sorted({str(entry[label]) for entry in manifests["train"].values()})
+    if len(names) < 2:
+        raise DataError(f"train.json: has only one {label}, {names[0]!r}")
+    known = set(names)
+    for split in splits:
+        for entry in manifests[split].values():
+            if str(entry[label]) not in known:
+                raise DataError(f"{split}.json: the {label} {str(entry[label])!r} is not in train.json")
+    encoder = ClassEncoder(len(names))
+    encoder.update_from_iterable(names, sequence_input=False)
+    return encoder
 
-    def dataset(self, split, manifest):
-        return make_dataset(
-            manifest, split, self.speech, features=["wav"], items=[(partial(self._number, split), self.label, "number")]
-        )
 
-    def compute_forward(self, batch, stage):
-        batch = batch.to(self.device)
-        inputs, lens = batch.wav_input
-        numbers = batch.number
-        if stage == sb.Stage.TRAIN and self.settings["crop_seconds"]:
-            hop = 1 if inputs.ndim == 3 else self.lobe.hop_length
-            frames = round(self.settings["crop_seconds"] * self.lobe.sample_rate / self.lobe.hop_length)
-            (inputs,), lens = crop([inputs], lens, frames, [hop])
-        embedding = self.modules.embedding_model(inputs, lens)
-        if stage == sb.Stage.TRAIN:
-            return self.modules.classifier(embedding, numbers, self.settings["margin"])
-        return self.modules.classifier(embedding)
+def save_encoder(encoder: ClassEncoder, path: Path) -> None:
+    """Write the file from which an encoder is loaded."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        encoder.save(str(temporary))
 
-    def compute_objectives(self, predictions, batch, stage):
-        if stage != sb.Stage.TRAIN:
-            self.pairs += zip(batch.number.tolist(), predictions.argmax(-1).tolist(), strict=True)
-        return torch.nn.functional.nll_loss(predictions, batch.number)
 
-    def start_scores(self, stage):
+def write_classifier(
+    folder: Path, brain: RecipeBrain, head: Mapping[str, Any], classifier: Mapping[str, Any], size: int, classes: int
+) -> None:
+    """Write the folder for SpeechBrain's `EncoderClassifier`, beside `label_encoder.ckpt`.
+
+    Args:
+        folder: Where to write.
+        brain: With the modules `embedding_model` and `classifier`.
+        head: Setting of the head, as `read_settings` returns it.
+        classifier: Setting of the classifier.
+        size: Size of the vector.
+        classes: Number of classes.
+    """
+    lobe = brain.hparams.wavcube
+    angular = brain.module("classifier").angular
+    unchanged = "!new:wavcube_plugins.speechbrain.modules.Unchanged"
+    names = ("compute_features", "mean_var_norm", "embedding_model", "classifier", "mean_var_norm_emb")
+    write_inference(
+        folder,
+        {
+            "wavcube": lobe_yaml(lobe),
+            "head": object_yaml(head, in_dim=lobe.output_dim, out_dim=size),
+            "embedding_model": ON_WAVCUBE,
+            "classifier": object_yaml(classifier, in_dim=size, out_dim=classes, angular=angular),
+            "label_encoder": f"!new:wavcube_plugins.speechbrain.recipes.text.ClassEncoder\n    size: {classes}",
+            "compute_features": unchanged,
+            "mean_var_norm": unchanged,
+            "mean_var_norm_emb": unchanged,
+        },
+        {
+            "embedding_model": brain.module("embedding_model"),
+            "classifier": brain.module("classifier"),
+            "label_encoder": None,
+        },
+        "modules:\n" + "".join(f"    {name}: !ref <{name}>\n" for name in names),
+    )
+
+
+class AccuracyStats:
+    """Accuracy, and the mean recall of the classes, which the literature on emotions calls unweighted accuracy."""
+
+    def __init__(self) -> None:
         self.pairs: list[tuple[int, int]] = []
 
-    def scores(self, stage):
-        right, all_of = Counter(true for true, found in self.pairs if true == found), Counter(t for t, _ in self.pairs)
-        recalls = [right[number] / count for number, count in all_of.items()]
+    def append(self, log_probs: Tensor, classes: Tensor) -> None:
+        """Add log probabilities (B, classes) and true classes (B,)."""
+        self.pairs += zip(classes.tolist(), log_probs.argmax(-1).tolist(), strict=True)
+
+    def summarize(self) -> dict[str, float]:
+        """Return the scores in percent."""
+        right = Counter(true for true, found in self.pairs if true == found)
+        total = Counter(true for true, _ in self.pairs)
+        recalls = [right[number] / count for number, count in total.items()]
         return {
             "accuracy": 100 * sum(right.values()) / len(self.pairs),
             "macro_recall": 100 * sum(recalls) / len(recalls),
         }
 
-    def export(self, folder):
-        size, head = self.settings["embedding_dim"], self.settings["head"]
-        folder.mkdir(parents=True, exist_ok=True)
-        encoder = CategoricalEncoder()
-        encoder.update_from_iterable(self.names)
-        with atomic_path(folder / "label_encoder.ckpt") as path:
-            encoder.save(str(path))
-        unchanged = "!new:wavcube_plugins.speechbrain.modules.Unchanged"
-        names = ("compute_features", "mean_var_norm", "embedding_model", "classifier", "mean_var_norm_emb")
-        self.write_inference(
-            folder,
-            {
-                "wavcube": self.lobe_yaml(),
-                "head": head_yaml(head, self.lobe.output_dim, size),
-                "embedding_model": ON_WAVCUBE,
-                "classifier": head_yaml(self.classifier, size, len(self.names)),
-                "label_encoder": "!new:speechbrain.dataio.encoder.CategoricalEncoder",
-                "compute_features": unchanged,
-                "mean_var_norm": unchanged,
-                "mean_var_norm_emb": unchanged,
-            },
-            {
-                "embedding_model": self.raw["embedding_model"],
-                "classifier": self.raw["classifier"],
-                "label_encoder": None,
-            },
-            "modules:\n" + "".join(f"    {name}: !ref <{name}>\n" for name in names),
-        )
 
-    def _number(self, split: str, name) -> int:
-        if str(name) not in self.names:
-            raise DataError(
-                f"{self.settings['manifests']}/{split}.json: the {self.label} {str(name)!r} is not in train.json"
-            )
-        return self.names[str(name)]
+def verification_scores(same: Tensor, different: Tensor, prior: float = 0.01) -> dict[str, float]:
+    """Return SpeechBrain's EER in percent, its threshold, and minDCF, in memory linear in the number of trials.
+
+    Args:
+        same: (N,) scores of trials of the same speaker.
+        different: (M,) scores of trials of different speakers.
+        prior: Share of trials of the same speaker that minDCF assumes.
+    """
+    thresholds = torch.cat([same, different]).unique()  # ascending
+    # Compared as whole numbers, so that the first of several equally good thresholds is taken.
+    missed = torch.searchsorted(same.sort().values, thresholds, right=True)  # scores up to each threshold
+    alarms = len(different) - torch.searchsorted(different.sort().values, thresholds, right=True)
+    best = (alarms * len(same) - missed * len(different)).abs().argmin()
+    miss_rates, alarm_rates = missed / len(same), alarms / len(different)
+    return {
+        "EER": 50 * float(miss_rates[best] + alarm_rates[best]),
+        "minDCF": float((prior * miss_rates + (1 - prior) * alarm_rates).min()),
+        "threshold": float(thresholds[best]),
+    }

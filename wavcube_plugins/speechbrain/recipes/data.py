@@ -1,15 +1,14 @@
-"""Data sets from manifests: SpeechBrain's `DynamicItemDataset` with speech or cached latents in it."""
+"""Manifests, and the speech or cached latents of their entries, for SpeechBrain's dynamic items."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import get_rank, if_main_process
 from torch import Tensor
 
@@ -23,14 +22,14 @@ from wavcube_plugins.speechbrain.manifests import AUDIO_KEYS, ROOT
 
 INDEX_NAME = "index.jsonl"
 
-# What stands under the keys of a manifest; other keys are labels.
-_KINDS = {
+# The types of a manifest's values by key; other keys are labels.
+_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     **dict.fromkeys(AUDIO_KEYS, (str, "a path")),
     "text": (str, "text"),
     "intent": (dict, "a mapping"),
     "slots": (list, "a list"),
 }
-_LABEL = ((str, int, float), "a name")
+_LABEL: tuple[tuple[type, ...], str] = ((str, int, float), "a name")
 
 
 class DataError(InputError):
@@ -44,11 +43,11 @@ def read_manifest(
 
     Args:
         path: JSON file of {id: {key: value}}.
-        data_folder: What stands for `{data_root}` in it; None if nothing does.
-        keys: That every entry must have.
+        data_folder: Replaces `{data_root}` in it; None if no path needs that.
+        keys: Keys that every entry must have.
 
     Raises:
-        DataError: no such file, no such content, or nothing in it; the message names file and entry.
+        DataError: no such file, other content, or an empty manifest; the message names file and entry.
     """
     path = Path(path)
     if not path.is_file():
@@ -71,126 +70,114 @@ def read_manifest(
         for key, value in entry.items():
             if isinstance(value, str) and value.startswith(ROOT):
                 if data_folder is None:
-                    raise DataError(f"{path}: has paths below {ROOT}; say with --data_folder where that is")
+                    raise DataError(f"{path}: has paths below {ROOT}; --data_folder says where that is")
                 entry[key] = f"{data_folder}{value[len(ROOT) :]}"
     return manifest
 
 
 class Speech:
-    """Gives each entry's waveforms or latents; how, the settings say.
+    """The waveforms of a manifest's entries, or their cached latents.
 
     Args:
-        lobe: The model that is trained on.
-        resample: Convert other sample rates than the model's.
-        cache: Folder of cached latents, one folder per audio key below it; None computes latents in the training loop.
+        wavcube: The lobe; its model computes the cache, its sample rate is that of the waveforms.
+        resample: Convert files whose sample rate is not the model's; False refuses them.
+        cache: Keep the latents on disk; False computes them in the training loop.
+        cache_folder: Folder of the cached latents, with one folder per audio key.
     """
 
-    def __init__(self, lobe: WavCube, *, resample: bool = False, cache: str | os.PathLike | None = None):
-        self.lobe, self.resample = lobe, resample
-        self.sample_rate = lobe.sample_rate
-        self.cache = None if cache is None else Path(cache)
+    def __init__(
+        self, wavcube: WavCube, *, resample: bool = False, cache: bool = False, cache_folder: str | os.PathLike = ""
+    ):
+        self.lobe, self.resample = wavcube, resample
+        self.cache = Path(cache_folder) if cache else None
         self.indices: dict[str, dict[str, str]] = {}
+
+    def __repr__(self) -> str:
+        return f"Speech(resample={self.resample}, cache={self.cache})"
 
     def read(self, path: str) -> Tensor:
         """Read a waveform (T,)."""
-        return read_speech(path, self.sample_rate, resample=self.resample, remedy="--resample True")
+        return read_speech(path, self.lobe.sample_rate, resample=self.resample, remedy="--resample True")
 
-    def fill(self, manifests: dict[str, dict[str, dict]], key: str, progress: bool = True) -> None:
-        """Compute the latents of an audio key of all manifests that the cache does not have; all processes share it.
+    def load(self, key: str, split: str, name: str, path: str) -> Tensor:
+        """Return the cached latent (L, D) of an entry's audio, or without a cache its waveform (T,)."""
+        return self.read(path) if self.cache is None else self.latent(key, split, name)
+
+    def latent(self, key: str, split: str, name: str) -> Tensor:
+        """Return a cached latent (L, D)."""
+        assert self.cache is not None
+        path = self.cache / key / self.indices[key][f"{split}/{name}"]
+        return torch.from_numpy(np.load(path).astype(np.float32))
+
+    def fill(
+        self,
+        manifests: dict[str, dict[str, dict]],
+        keys: Iterable[str],
+        device: str | torch.device,
+        *,
+        progress: bool = True,
+    ) -> None:
+        """Compute the latents that the cache lacks; all processes share the work. Without a cache, do nothing.
+
+        Args:
+            manifests: Entries by id, by split.
+            keys: Audio keys to encode.
+            device: Where to compute.
+            progress: Show a progress bar.
 
         Raises:
-            DataError: the cache belongs to other weights or other audio.
+            DataError: the lobe does not give latents of a frozen model, or the cache belongs to another one.
             AudioError: a file that cannot be used; the message names it.
         """
+        if self.cache is None:
+            return
         if self.lobe.features != "latent" or not self.lobe.freeze:
             raise DataError("--cache keeps latents of a frozen model: it needs features: latent and freeze: True")
+        self.lobe.to(device)
+        for key in keys:
+            self._fill(manifests, key, self.cache / key, progress)
+
+    def _fill(self, manifests: dict[str, dict[str, dict]], key: str, folder: Path, progress: bool) -> None:
         utterances = [
             Utterance(f"{split}/{name}", os.path.abspath(entry[key]))
             for split, manifest in sorted(manifests.items())
             for name, entry in manifest.items()
         ]
-        folder = self.cache / key
         if not self.resample:
             known = _read_index(folder)
             for utterance in utterances:
                 if utterance.id not in known:
-                    self._check(utterance.source)
-        rank, size = get_rank() or 0, 1
-        if torch.distributed.is_initialized():
-            size = torch.distributed.get_world_size()
+                    rate = read_info(utterance.source).sample_rate
+                    check_rate(utterance.source, rate, self.lobe.sample_rate, "--resample True")
+        parallel = torch.distributed.is_initialized()
+        size = torch.distributed.get_world_size() if parallel else 1
         outcome = extract(
             self.lobe.model,
             utterances,
             folder,
             model_name=self.lobe.source,
-            rank=rank,
+            rank=get_rank() or 0,
             world_size=size,
             progress=progress and if_main_process(),
         )
-        failures = [outcome.failed]
-        if torch.distributed.is_initialized():
+        failures = [outcome.failed] * size
+        if parallel:
             # All processes stop at what one of them found, and none goes on before the others are done.
-            failures *= size
             torch.distributed.all_gather_object(failures, outcome.failed)
         for failed in failures:
             if failed:
                 raise AudioError(next(iter(failed.values())))
         self.indices[key] = _read_index(folder)
 
-    def latent(self, key: str, split: str, name: str) -> Tensor:
-        """Return a cached latent (L, latent_dim)."""
-        path = self.cache / key / self.indices[key][f"{split}/{name}"]
-        return torch.from_numpy(np.load(path).astype(np.float32))
 
-    def _check(self, path: str) -> None:
-        check_rate(path, read_info(path).sample_rate, self.sample_rate, "--resample True")
+def check_augmentation(augment: bool, speech: Speech) -> None:
+    """Check that there are waveforms to augment.
 
-
-def make_dataset(
-    manifest: dict[str, dict],
-    split: str,
-    speech: Speech,
-    *,
-    waveforms: Sequence[str] = (),
-    features: Sequence[str] = (),
-    labels: Sequence[str] = (),
-    items: Sequence = (),
-) -> DynamicItemDataset:
-    """Make a data set of what a recipe needs.
-
-    Args:
-        manifest: Entries by id.
-        split: Its name, by which the cache knows it.
-        speech: Reads audio and cached latents.
-        waveforms: Audio keys whose waveforms are wanted, as `<key>_signal`.
-        features: Audio keys that go through the lobe, as `<key>_input`: latents where there is a cache, else waveforms.
-        labels: Keys of the manifest that are handed on as they are.
-        items: More dynamic items, (function, takes, provides) each.
+    Raises:
+        DataError: the latents are cached.
     """
-    dataset = DynamicItemDataset(manifest)
-    outputs = ["id", *labels]
-    for key in waveforms:
-        dataset.add_dynamic_item(speech.read, takes=key, provides=f"{key}_signal")
-        outputs.append(f"{key}_signal")
-    for key in features:
-        if speech.cache is None:
-            dataset.add_dynamic_item(speech.read, takes=key, provides=f"{key}_input")
-        else:
-            dataset.add_dynamic_item(_Cached(speech, key, split), takes="id", provides=f"{key}_input")
-        outputs.append(f"{key}_input")
-    for function, takes, provides in items:
-        dataset.add_dynamic_item(function, takes=takes, provides=provides)
-        outputs.append(provides)
-    dataset.set_output_keys(outputs)
-    return dataset
-
-
-class _Cached:
-    def __init__(self, speech: Speech, key: str, split: str):
-        self.speech, self.key, self.split = speech, key, split
-
-    def __call__(self, name: str) -> Tensor:
-        return self.speech.latent(self.key, self.split, name)
+    if augment and speech.cache is not None:
+        raise DataError("augment: True changes waveforms, but the latents are cached; drop --cache")
 
 
 def _read_index(folder: Path) -> dict[str, str]:

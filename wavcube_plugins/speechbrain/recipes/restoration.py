@@ -1,196 +1,217 @@
-"""Enhancement and separation as recipes: they differ in the number of sources and in where these lie."""
+"""What enhancement and separation share: aligned views of mixtures and sources, scores, and the inference folder."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import ClassVar
+from pathlib import Path
+from typing import Any
 
-import speechbrain as sb
 import torch
 import torch.nn.functional as F
+from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import if_main_process
 from torch import Tensor
 
 from wavcube_plugins.audio import write_audio
 from wavcube_plugins.evaluation import MetricError, compare, si_sdr
-from wavcube_plugins.heads.losses import best_order, pairwise_latent_loss, pairwise_snr_loss
-from wavcube_plugins.heads.restoration import apply_masks
-from wavcube_plugins.speechbrain.lengths import absolute_lengths
-from wavcube_plugins.speechbrain.modules import OnWavCube, decode_sources
-from wavcube_plugins.speechbrain.recipes.brain import ON_WAVCUBE, Recipe, crop, head_yaml
-from wavcube_plugins.speechbrain.recipes.data import DataError, make_dataset
+from wavcube_plugins.speechbrain.lengths import absolute_lengths, frame_counts
+from wavcube_plugins.speechbrain.lobe import WavCube
+from wavcube_plugins.speechbrain.recipes.batches import crop
+from wavcube_plugins.speechbrain.recipes.brain import RecipeBrain
+from wavcube_plugins.speechbrain.recipes.data import DataError, Speech
+from wavcube_plugins.speechbrain.recipes.export import ON_WAVCUBE, lobe_yaml, object_yaml, write_inference
 
 _METRICS = ("si_sdr", "pesq", "stoi")
 
 
-class RestorationRecipe(Recipe):
-    """Maps the latent of disturbed speech to that of each source, with masks beside it.
+def check_metrics() -> None:
+    """Check that the packages for scores are installed.
 
-    A subclass names `targets`, the audio keys of the sources, and `model_name`, the key of the folder for inference.
+    Raises:
+        ImportError: one is missing; the message names the command that installs it.
+    """
+    for package in ("pesq", "pystoi"):
+        if find_spec(package) is None:
+            raise ImportError(f"the scores of this recipe need {package}; from a clone: pip install '.[eval]'")
+
+
+def make_dataset(manifest: dict[str, dict], split: str, speech: Speech, targets: Sequence[str]) -> DynamicItemDataset:
+    """Return a data set with the waveforms and, where they are cached, the latents of mixtures and sources.
+
+    Args:
+        manifest: Entries by id, with the mixture under `wav`.
+        split: Name of the manifest.
+        speech: Reads audio and the cache.
+        targets: Keys of the sources.
+
+    Returns:
+        A data set with the items `wav_sig` and `<target>_sig`, (T,), and with a cache `wav_latent` and
+        `<target>_latent`, (L, D).
+    """
+    dataset = DynamicItemDataset(manifest)
+    keys = ["wav", *targets]
+    dataset.add_dynamic_item(speech.read, "wav", "wav_sig")
+    for key in targets:
+        dataset.add_dynamic_item(partial(_read_source, speech, split, key), ("id", key, "wav_sig"), f"{key}_sig")
+    outputs = ["id", *(f"{key}_sig" for key in keys)]
+    if speech.cache is not None:
+        dataset.add_dynamic_item(partial(speech.latent, "wav", split), "id", "wav_latent")
+        for key in targets:
+            function = partial(_read_latent, speech, split, key)
+            dataset.add_dynamic_item(function, ("id", "wav_latent"), f"{key}_latent")
+        outputs += [f"{key}_latent" for key in keys]
+    dataset.set_output_keys(outputs)
+    return dataset
+
+
+def _read_source(speech: Speech, split: str, key: str, name: str, path: str, mixture: Tensor) -> Tensor:
+    """Read a source (T,) of a mixture (T,); resampling and coding may change the ends of files a little."""
+    source, hop = speech.read(path), speech.lobe.hop_length
+    missing = len(mixture) - len(source)
+    if abs(missing) >= hop:
+        raise DataError(
+            f"{split}.json: {key!r} of the entry {name!r} has {len(source)} samples, but 'wav' has {len(mixture)}; "
+            f"differences up to {hop - 1} are cut or padded"
+        )
+    return F.pad(source, (0, missing))
+
+
+def _read_latent(speech: Speech, split: str, key: str, name: str, mixture: Tensor) -> Tensor:
+    """Return the cached latent (L, D) of a source, its last frame repeated if the mixture's has one more."""
+    latent = speech.latent(key, split, name)
+    return latent[torch.arange(len(mixture)).clamp(max=len(latent) - 1)]
+
+
+@dataclass
+class Views:
+    """Mixtures and sources, as waveforms and as latents, cut at the same places.
+
+    Args:
+        inputs: What the model takes: waveforms of mixtures (B, T), or their cached latents (B, L, D).
+        lens: (B,) relative lengths of the inputs.
+        frames: (B,) counts of latent frames.
+        lengths: (B,) in samples.
+        mixture: (B, T).
+        sources: (B, S, T).
+        targets: Latents of the sources, (B, S, L, D).
     """
 
-    targets: ClassVar[tuple[str, ...]] = ()
-    model_name: ClassVar[str] = ""
-    monitor = ("loss", "min")
+    inputs: Tensor
+    lens: Tensor
+    frames: Tensor
+    lengths: Tensor
+    mixture: Tensor
+    sources: Tensor
+    targets: Tensor
 
-    def build(self):
-        for package in ("pesq", "pystoi"):
-            if find_spec(package) is None:
-                raise ImportError(f"the scores of this recipe need {package}; from a clone: pip install '.[eval]'")
-        if not self.lobe.freeze or self.lobe.features != "latent":
-            raise DataError("this recipe maps the latent of a frozen model: it needs freeze: True, features: latent")
-        self.head = self.settings["head"](self.lobe.output_dim, len(self.targets))
-        self.weights = {
-            name: self.settings[f"{name}_weight"]
-            for name in ("latents", "masks")
-            if getattr(self.head, f"to_{name}") is not None
-        }
-        return {"model": OnWavCube(self.lobe, self.head)}
 
-    def dataset(self, split, manifest):
-        items = [
-            (partial(self._source, split, key), ("id", key, "wav_signal"), f"{key}_signal") for key in self.targets
-        ]
-        cached = self.speech.cache is not None
-        if cached:
-            items += [(partial(self._latent, split, key), ("id", "wav_input"), f"{key}_input") for key in self.targets]
-        features = ["wav"] if cached else []
-        return make_dataset(manifest, split, self.speech, waveforms=["wav"], features=features, items=items)
+def make_views(batch: Any, targets: Sequence[str], lobe: WavCube, crop_seconds: float | None) -> Views:
+    """Return the views of a batch of `make_dataset`.
 
-    def compute_forward(self, batch, stage):
-        batch = batch.to(self.device)
-        keys = ["wav", *self.targets]
-        waves = [getattr(batch, f"{key}_signal").data for key in keys]
-        lens = batch.wav_signal.lengths
-        hop, frames = self.lobe.hop_length, round(self.settings["crop_seconds"] * self.lobe.sample_rate)
-        frames = frames // self.lobe.hop_length
-        if self.speech.cache is not None:
-            latents = [getattr(batch, f"{key}_input").data for key in keys]
-            counts = (batch.wav_input.lengths * latents[0].shape[1]).round().long()
-            lengths = absolute_lengths(lens, waves[0])
-            if stage == sb.Stage.TRAIN:
-                views, lens = crop(
-                    [*latents, *waves], batch.wav_input.lengths, frames, [1] * len(keys) + [hop] * len(keys)
-                )
-                latents, waves = views[: len(keys)], views[len(keys) :]
-                counts = (lens * latents[0].shape[1]).round().long()
-                lengths = counts * hop
-            lens = counts / latents[0].shape[1]
-            targets = torch.stack(latents[1:], 1)
-            inputs = latents[0]
-        else:
-            if stage == sb.Stage.TRAIN:
-                waves, lens = crop(waves, lens, frames * hop, [1] * len(keys))
-            lengths = absolute_lengths(lens, waves[0])
-            inputs = waves[0]
-            counts = self.raw["model"].frame_counts(inputs, lens)
-            targets = torch.stack([self.lobe.encode(wave, lens)[0] for wave in waves[1:]], 1)
-        result = self.modules.model(inputs, lens, waves[0])
-        return {
-            **result,
-            "frames": counts,
-            "lengths": lengths,
-            "mixture": waves[0],
-            "sources": torch.stack(waves[1:], 1),
-            "targets": targets,
-        }
+    Args:
+        batch: On the device of the lobe.
+        targets: Keys of the sources.
+        lobe: Encodes what is not cached.
+        crop_seconds: Length of random pieces; None keeps utterances whole.
+    """
+    keys, hop = ["wav", *targets], lobe.hop_length
+    waves = [batch[f"{key}_sig"].data for key in keys]
+    pieces = 0 if crop_seconds is None else round(crop_seconds * lobe.sample_rate) // hop
+    if not hasattr(batch, "wav_latent"):
+        lens = batch["wav_sig"].lengths
+        if pieces:
+            waves, lens = crop(waves, lens, pieces * hop, [1] * len(keys))
+        lengths, frames = absolute_lengths(lens, waves[0]), lobe.frame_counts(waves[0], lens)
+        latents = [lobe.encode(wave, lens)[0] for wave in waves[1:]]
+        inputs = waves[0]
+    else:
+        latents = [batch[f"{key}_latent"].data for key in keys]
+        lens, lengths = batch["wav_latent"].lengths, absolute_lengths(batch["wav_sig"].lengths, waves[0])
+        if pieces:
+            views, lens = crop([*latents, *waves], lens, pieces, [1] * len(keys) + [hop] * len(keys))
+            latents, waves = views[: len(keys)], views[len(keys) :]
+        inputs, *latents = latents
+        frames = frame_counts(lens, inputs.shape[1])
+        lens = frames / inputs.shape[1]
+        if pieces:
+            lengths = frames * hop
+    assert lengths is not None
+    return Views(inputs, lens, frames, lengths, waves[0], torch.stack(waves[1:], 1), torch.stack(latents, 1))
 
-    def compute_objectives(self, predictions, batch, stage):
-        frames, lengths = predictions["frames"], predictions["lengths"]
-        losses = 0.0
-        if "latents" in predictions:
-            loss = pairwise_latent_loss(predictions["latents"], predictions["targets"], frames)
-            losses = losses + self.weights["latents"] * loss
-        if "masks" in predictions:
-            filtered = apply_masks(predictions["mixture"], predictions["masks"], frames)
-            loss = pairwise_snr_loss(filtered, predictions["sources"], lengths)
-            losses = losses + self.weights["masks"] * loss
-        # One order for both, so that latent and mask of an output are of the same source.
-        loss, order = best_order(losses)
-        if stage != sb.Stage.TRAIN:
-            outputs = {}
-            if "masks" in predictions:
-                outputs["masks"] = ordered(filtered, order)
-            if stage == sb.Stage.TEST:
-                samples = predictions["mixture"].shape[1]
-                if "latents" in predictions:
-                    latents = ordered(predictions["latents"], order)
-                    outputs["latents"] = decode_sources(self.lobe, latents, frames, samples)
-                outputs["ceiling"] = decode_sources(self.lobe, predictions["targets"], frames, samples)
-            self._score(batch.id, predictions, outputs, stage)
-        return loss.mean()
 
-    def start_scores(self, stage):
-        self.sums: dict[str, list[float]] = {}
-        self.examples = 0
+class SourceStats:
+    """Means of SI-SDR, PESQ and STOI over all sources, and examples to listen to.
 
-    def scores(self, stage):
-        return {name: sum(values) / len(values) for name, values in self.sums.items() if values}
+    Args:
+        sample_rate: In Hz.
+        examples: Number of utterances to write.
+        folder: Where to write them; None computes SI-SDR alone and writes nothing, as for validation.
+    """
 
-    def _score(self, ids, predictions: dict, outputs: dict[str, Tensor], stage) -> None:
-        """Compare each output with its source; `input` is what came in, `ceiling` the clean latent, decoded."""
-        outputs = {"input": predictions["mixture"][:, None].expand_as(predictions["sources"]), **outputs}
+    def __init__(self, sample_rate: int, examples: int = 0, folder: Path | None = None):
+        self.sample_rate, self.examples, self.folder = sample_rate, examples, folder
+        self.values: dict[str, list[float]] = {}
+        self.count = 0
+
+    def append(self, ids: Sequence[str], views: Views, outputs: Mapping[str, Tensor]) -> None:
+        """Score outputs (B, S, T) by kind; the mixture itself is scored as `input`."""
+        outputs = {"input": views.mixture[:, None].expand_as(views.sources), **outputs}
         for row, name in enumerate(ids):
-            length = int(predictions["lengths"][row])
-            for number in range(len(self.targets)):
-                source = predictions["sources"][row, number, :length].float().cpu()
+            length = int(views.lengths[row])
+            for number in range(views.sources.shape[1]):
+                source = views.sources[row, number, :length].float().cpu()
                 for kind, waveforms in outputs.items():
-                    estimate = waveforms[row, number, :length].float().cpu()
-                    if stage == sb.Stage.VALID:
-                        values = {"si_sdr": plain_si_sdr(source, estimate)}
-                    else:
-                        values = compare(source, estimate, self.lobe.sample_rate).to_dict()
-                    for metric in _METRICS:
-                        if values.get(metric) is not None:
-                            self.sums.setdefault(f"{metric}_{kind}", []).append(values[metric])
-                    if stage == sb.Stage.TEST and self.examples < self.settings["examples"] and if_main_process():
-                        place = self.folder / "examples" / self.split / f"{name}.{kind}{number + 1}.wav"
-                        write_audio(place, estimate / max(1.0, float(estimate.abs().max())), self.lobe.sample_rate)
-            self.examples += 1
+                    self._score(f"{name}.{kind}{number + 1}", kind, source, waveforms[row, number, :length])
+            self.count += 1
 
-    def export(self, folder):
-        head = self.settings["head"]
-        output = "masks" if "masks" in self.weights else "latents"
-        self.write_inference(
-            folder,
-            {
-                "wavcube": self.lobe_yaml(decoder=True),
-                "head": head_yaml(head, self.lobe.output_dim, len(self.targets)),
-                "model": ON_WAVCUBE,
-                "output": f"{output}   # or latents: what is heard is decoded then",
-                self.model_name: "!new:wavcube_plugins.speechbrain.modules.WaveformRestorer\n"
-                "    model: !ref <model>\n    output: !ref <output>",
-            },
-            {"model": self.raw["model"]},
-            f"modules:\n    {self.model_name}: !ref <{self.model_name}>\n",
-        )
+    def _score(self, name: str, kind: str, source: Tensor, estimate: Tensor) -> None:
+        estimate = estimate.float().cpu()
+        for metric, value in self._measure(source, estimate).items():
+            if isinstance(value, float):
+                self.values.setdefault(f"{metric}_{kind}", []).append(value)
+        if self.folder is not None and self.count < self.examples and if_main_process():
+            # Louder than full scale would be clipped.
+            write_audio(self.folder / f"{name}.wav", estimate / max(1.0, float(estimate.abs().max())), self.sample_rate)
 
-    def _source(self, split: str, key: str, name: str, path: str, mixture: Tensor) -> Tensor:
-        """Read a source (T,) of a mixture (T,); files may differ by what resampling and coding make of the ends."""
-        source = self.speech.read(path)
-        missing = len(mixture) - len(source)
-        if abs(missing) >= self.lobe.hop_length:
-            raise DataError(
-                f"{self.settings['manifests']}/{split}.json: {key!r} of the entry {name!r} has {len(source)} samples, "
-                f"but 'wav' has {len(mixture)}; up to {self.lobe.hop_length - 1} more or less are cut or padded"
-            )
-        return F.pad(source, (0, missing))
+    def _measure(self, source: Tensor, estimate: Tensor) -> dict[str, Any]:
+        if self.folder is None:
+            try:
+                return {"si_sdr": float(si_sdr(source, estimate, self.sample_rate))}
+            except MetricError:  # silence
+                return {}
+        values = compare(source, estimate, self.sample_rate).to_dict()
+        return {metric: values.get(metric) for metric in _METRICS}
 
-    def _latent(self, split: str, key: str, name: str, mixture: Tensor) -> Tensor:
-        """Return the cached latent (L, D) of a source, with its last frame once more where the mixture's has more."""
-        latent = self.speech.latent(key, split, name)
-        return latent[torch.arange(len(mixture)).clamp(max=len(latent) - 1)]
+    def summarize(self) -> dict[str, float]:
+        """Return the mean of each metric and kind of output, `si_sdr_masks` for instance."""
+        return {name: sum(values) / len(values) for name, values in self.values.items()}
 
 
-def ordered(estimates: Tensor, order: Tensor) -> Tensor:
-    """Bring estimates (B, S, ...) into the order of the sources, (B, S) numbers of estimates."""
-    return estimates[torch.arange(len(order), device=order.device)[:, None], order]
+def write_restorer(folder: Path, brain: RecipeBrain, head: Mapping[str, Any], sources: int, name: str) -> None:
+    """Write the folder for inference, with a `WaveformRestorer`.
 
-
-def plain_si_sdr(source: Tensor, estimate: Tensor) -> float | None:
-    """Return the SI-SDR in dB, None for silence."""
-    try:
-        return si_sdr(source, estimate, 16000)
-    except MetricError:
-        return None
+    Args:
+        folder: Where to write.
+        brain: With the module `model`.
+        head: Setting of the head, as `read_settings` returns it.
+        sources: Number of sources.
+        name: Key of the restorer.
+    """
+    lobe, model = brain.hparams.wavcube, brain.module("model")
+    output = "masks" if "masks" in model.head.outputs else "latents"
+    write_inference(
+        folder,
+        {
+            "wavcube": lobe_yaml(lobe, decoder=True),
+            "head": object_yaml(head, in_dim=lobe.output_dim, out_dim=sources),
+            "model": ON_WAVCUBE,
+            "output": f"{output}   # or latents, which the decoder makes audible",
+            name: "!new:wavcube_plugins.speechbrain.modules.WaveformRestorer\n"
+            "    model: !ref <model>\n    output: !ref <output>",
+        },
+        {"model": model},
+        f"modules:\n    {name}: !ref <{name}>\n",
+    )

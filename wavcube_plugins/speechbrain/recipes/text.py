@@ -1,23 +1,48 @@
-"""Units of text for CTC: characters or sentencepiece, with the blank as number 0."""
+"""Text units for CTC: characters or sentencepiece, with the blank as number 0."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from speechbrain.dataio.encoder import CTCTextEncoder
+from speechbrain.dataio.encoder import CategoricalEncoder, CTCTextEncoder
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 
+from wavcube_plugins.errors import InputError
 from wavcube_plugins.files import atomic_path
 
 TOKEN_TYPES = ("character", "unigram", "bpe")
 
 
-class Characters:
-    """One unit per character of the training texts; others are left out of what is encoded."""
+class CharacterEncoder(CTCTextEncoder):
+    """SpeechBrain's encoder for CTC that is told its size, about which it would otherwise warn.
 
-    yaml = "!new:speechbrain.dataio.encoder.CTCTextEncoder"
+    Args:
+        size: Number of units.
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.expect_len(size)
+
+
+class ClassEncoder(CategoricalEncoder):
+    """SpeechBrain's encoder of classes that is told its size, about which it would otherwise warn.
+
+    Args:
+        size: Number of classes.
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.expect_len(size)
+
+
+class Characters:
+    """One unit per character of the training texts; other characters are skipped when text is encoded."""
 
     def __init__(self, texts: Sequence[str], more: Sequence[str] = ()):
         found = {character for text in texts for character in text}
@@ -25,6 +50,11 @@ class Characters:
         self.encoder.insert_blank(index=0)
         self.encoder.update_from_iterable(sorted(found | set(more)), False)
         self.encoder.expect_len(len(self.encoder))
+
+    @property
+    def yaml(self) -> str:
+        """YAML text of an object that loads what `save` writes."""
+        return f"!new:wavcube_plugins.speechbrain.recipes.text.CharacterEncoder\n    size: {len(self)}"
 
     def __len__(self) -> int:
         return len(self.encoder)
@@ -42,19 +72,18 @@ class Characters:
         return [self.encoder.ind2lab[int(number)] for number in numbers]
 
     def save(self, path: Path) -> None:
-        """Write the file that `yaml` loads."""
+        """Write the file that the object of `yaml` loads."""
         with atomic_path(path) as temporary:
             self.encoder.save(str(temporary))
 
 
 class Pieces:
-    """Units of sentencepiece, learnt from the training texts; number 0 serves as blank instead of "unknown"."""
+    """Units of sentencepiece, trained on the training texts; number 0 serves as blank instead of "unknown"."""
 
     yaml = "!new:sentencepiece.SentencePieceProcessor"
 
     def __init__(self, kind: str, texts: Sequence[str], vocab_size: int, folder: Path):
-        import sentencepiece
-
+        sentencepiece: Any = import_module("sentencepiece")
         self.path = folder / f"{kind}_{vocab_size}.model"
         if if_main_process() and not self.path.is_file():
             with atomic_path(self.path) as temporary, temporary.open("wb") as file:
@@ -74,7 +103,7 @@ class Pieces:
                     )
                 except (RuntimeError, OSError) as error:
                     reason = str(error).splitlines()[-1].rpartition(") ")[2]
-                    raise ValueError(f"sentencepiece: no {vocab_size} pieces of these texts, {reason}") from error
+                    raise InputError(f"sentencepiece: no {vocab_size} pieces of these texts, {reason}") from error
         ddp_barrier()
         self.processor = sentencepiece.SentencePieceProcessor(model_file=os.fspath(self.path))
 
@@ -90,23 +119,23 @@ class Pieces:
         return self.processor.decode([int(number) for number in numbers])
 
     def save(self, path: Path) -> None:
-        """Write the file that `yaml` loads."""
+        """Write the file that the object of `yaml` loads."""
         with atomic_path(path) as temporary:
             temporary.write_bytes(self.path.read_bytes())
 
 
 def make_tokens(kind: str, texts: Sequence[str], vocab_size: int, folder: Path) -> Characters | Pieces:
-    """Make the units of a recogniser.
+    """Make the text units of a recogniser.
 
     Args:
         kind: One of `TOKEN_TYPES`.
-        texts: Of the training data.
-        vocab_size: Pieces of sentencepiece; characters are as many as there are.
-        folder: Where the model of sentencepiece is kept.
+        texts: The training texts.
+        vocab_size: Number of sentencepiece units; characters are as many as there are.
+        folder: Where sentencepiece's model is kept.
 
     Raises:
-        ValueError: no such kind, or texts of which so many pieces cannot be made.
+        InputError: no such kind, or texts that so many pieces cannot be made of.
     """
     if kind not in TOKEN_TYPES:
-        raise ValueError(f"token_type must be one of {', '.join(TOKEN_TYPES)}, got {kind!r}")
+        raise InputError(f"token_type must be one of {', '.join(TOKEN_TYPES)}, got {kind!r}")
     return Characters(texts) if kind == "character" else Pieces(kind, texts, vocab_size, folder)
