@@ -71,9 +71,9 @@ class Judges:
         errors = words = accepted = total = 0
         recognise, embed = _recogniser(), _encoder()
         for path, reference in _pairs(converted, target):
-            said = normalised(self.texts[reference.stem.lstrip("E")])
-            errors += editdistance.eval(normalised(recognise(path)), said)
-            words += len(said)
+            reference_words = normalised(self.texts[reference.stem.lstrip("E")])
+            errors += editdistance.eval(normalised(recognise(path)), reference_words)
+            words += len(reference_words)
             accepted += float(embed(path) @ embed(reference)) > self.threshold
             total += 1
         return {"wer": 100 * errors / max(words, 1), "asv": 100 * accepted / max(total, 1)}

@@ -42,7 +42,7 @@ class Process(Protocol):
 
 
 class WorkspaceError(InputError):
-    """s3prl is missing, or not where it was said to be."""
+    """s3prl is not installed, or not in the folder named."""
 
 
 def s3prl_folder(path: str | os.PathLike | None = None) -> Path:
@@ -130,6 +130,6 @@ def last_words(output: str) -> str:
     """Return the line of a failed process's output that says most: its last error, or else its last line."""
     lines = [line.strip() for line in re.split(r"[\r\n]", output) if line.strip()]
     # A progress bar may be printed once more after the error.
-    said = [line for line in lines if not re.search(r"\d+%\|", line)]
-    errors = [line for line in said[-5:] if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
-    return (errors or said or lines or ["it printed nothing"])[-1]
+    printed = [line for line in lines if not re.search(r"\d+%\|", line)]
+    errors = [line for line in printed[-5:] if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
+    return (errors or printed or lines or ["it printed nothing"])[-1]
