@@ -59,8 +59,8 @@ def encode_operations(config: WavCubeConfig, samples: int) -> float:
 
 def wavlm_operations(config: WavCubeConfig, samples: int) -> float:
     """The part of `encode_operations` that WavLM alone needs."""
-    frames = (samples - 400) // 320 + 1
     wavlm, bottleneck = config.wavlm, config.bottleneck
+    frames = (samples - wavlm.receptive_field) // wavlm.hop_length + 1
     middle = (wavlm.hidden_dim + bottleneck.latent_dim) // 2
     adapter = bottleneck.num_layers * layer_operations(frames, wavlm.hidden_dim, wavlm.ffn_dim, frames)
     adapter += 2 * frames * middle * (wavlm.hidden_dim + bottleneck.latent_dim)
@@ -241,7 +241,9 @@ def main(arguments: list[str] | None = None) -> int:
             others = {} if options.no_others or preset != "wavcube" else other_wavlms(device, dtype)
             cases = [(f"{seconds:g} s", [seconds]) for seconds in options.seconds] + [("batch of 8", BATCH_SECONDS)]
             for audio, lengths_seconds in tqdm(cases, desc=f"{preset} {dtype_name}", leave=False, file=sys.stderr):
-                items = [0.1 * torch.randn(int(seconds * 16000), device=device) for seconds in lengths_seconds]
+                items = [
+                    0.1 * torch.randn(int(seconds * model.sample_rate), device=device) for seconds in lengths_seconds
+                ]
                 waveforms, lengths = pad_batch(items)
                 total, counts = sum(lengths_seconds), [len(item) for item in items]
                 with torch.inference_mode():

@@ -50,14 +50,14 @@ _WRITERS = {
     ".mp3": ("MP3", None),
 }
 
-# Files are read and written in blocks: many channels never stand in memory together, a header that lies about its
-# length allocates little, and libsndfile's Vorbis encoder overflows its stack on very long buffers.
+# Files are read and written in blocks: many channels are never in memory at once, a header with a wrong length
+# allocates little, and libsndfile's Vorbis encoder overflows its stack on very long buffers.
 _BLOCK = 1 << 18
 
-# Rates outside this range are broken headers; resampling them would cost memory without end.
+# Rates outside this range come from broken headers; resampling from them would take endless memory.
 _LOWEST_RATE, _HIGHEST_RATE = 1000, 1_000_000
 
-# Zero crossings on each side of the resampling filter, and its cutoff as a part of the lower Nyquist frequency.
+# Zero crossings on each side of the resampling filter, and its cutoff as a fraction of the lower Nyquist frequency.
 _FILTER_WIDTH, _ROLLOFF = 32, 0.99
 
 # torchaudio's resampler tabulates its filter for every phase; above this many numbers (odd pairs of rates such as
@@ -66,7 +66,7 @@ _LARGEST_FILTER_TABLE = 2_000_000
 
 
 class AudioWarning(UserWarning):
-    """A file was used, but not as it is; the message names it and says what was done."""
+    """A file was used, but not as it is; the message names the file and says what was done."""
 
 
 @dataclass(frozen=True)
@@ -129,33 +129,42 @@ def read_audio(
         if start and available <= 0:
             raise AudioError(f"{path}: ends at sample {frames}, before the wanted start at {start}")
         wanted = available if num_frames is None else min(num_frames, available)
-        # One array that grows in place: joined blocks would stand in memory twice.
-        samples, count = np.empty(min(_BLOCK, wanted), dtype=np.float32), 0
-        try:
-            _seek(file, start)
-            while count < wanted:
-                block = file.read(min(_BLOCK, wanted - count), dtype="float32", always_2d=True)
-                if not len(block):
-                    break
-                if not np.isfinite(block).all():
-                    raise AudioError(f"{path}: has samples that are NaN or infinite")
-                end = count + len(block)
-                if end > len(samples):
-                    samples.resize(min(2 * end, wanted), refcheck=False)
-                samples[count:end] = block.mean(axis=1) if channel is None and channels > 1 else block[:, channel or 0]
-                count = end
-        except soundfile.LibsndfileError as error:
-            raise AudioError(f"{path}: broken or cut short, {_reason(error)}") from error
+        samples = _read_samples(path, file, start, wanted, channel)
         # Decoders of MP3 differ by a few frames; all other formats count exactly.
         allowed = 4096 if file.format == "MP3" else 0
-    if wanted - count > allowed:
-        raise AudioError(f"{path}: cut short, {count} of {wanted} samples could be read")
-    if not count:
+    if wanted - len(samples) > allowed:
+        raise AudioError(f"{path}: cut short, {len(samples)} of {wanted} samples could be read")
+    if not len(samples):
         raise AudioError(f"{path}: has no samples")
     if channels > 1 and channel is None:
         warnings.warn(f"{path}: {channels} channels, mixed down to one", AudioWarning, stacklevel=2)
-    samples.resize(count, refcheck=False)
     return resample(torch.from_numpy(samples), rate, sample_rate)
+
+
+def _read_samples(
+    path: str | os.PathLike, file: soundfile.SoundFile, start: int, wanted: int, channel: int | None
+) -> np.ndarray:
+    """Read samples of one channel, or of the mean of all channels, block by block; fewer where the file ends."""
+    # One array that grows in place: joining blocks would hold them twice.
+    samples, count = np.empty(min(_BLOCK, wanted), dtype=np.float32), 0
+    try:
+        _seek(file, start)
+        while count < wanted:
+            block = file.read(min(_BLOCK, wanted - count), dtype="float32", always_2d=True)
+            if not len(block):
+                break
+            if not np.isfinite(block).all():
+                raise AudioError(f"{path}: has samples that are NaN or infinite")
+            end = count + len(block)
+            if end > len(samples):
+                samples.resize(min(2 * end, wanted), refcheck=False)
+            mean = channel is None and file.channels > 1
+            samples[count:end] = block.mean(axis=1) if mean else block[:, channel or 0]
+            count = end
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{path}: broken or cut short, {_reason(error)}") from error
+    samples.resize(count, refcheck=False)
+    return samples
 
 
 def write_audio(path: str | os.PathLike, waveform: Tensor, sample_rate: int = 16000) -> None:
@@ -310,12 +319,14 @@ def _open(path: str | os.PathLike, *, thorough: bool = False) -> Iterator[tuple[
             raise AudioError(f"{path}: the header gives a sample rate of {file.samplerate} Hz, which no audio has")
         # libsndfile's mark for "unknown", left by encoders that wrote to a pipe.
         if file.frames >= 2**62:
-            raise AudioError(f"{path}: the header does not give the length; write the file anew, say with ffmpeg")
+            raise AudioError(f"{path}: the header does not give the length; rewrite the file, for example with ffmpeg")
         before = _state(path)
         try:
             frames = _checked(_name(path), *before, file.format, file.frames, file.extra_info, thorough)
         except AudioError as error:
             raise AudioError(f"{path}: {error}") from None
+        except OSError as error:
+            raise AudioError(f"{path}: not readable, {(error.strerror or str(error)).lower()}") from error
         except (struct.error, IndexError) as error:
             raise AudioError(f"{path}: broken or cut short, its header is not whole") from error
         yield file, frames

@@ -17,13 +17,13 @@ from typing import BinaryIO, NamedTuple
 
 from wavcube_plugins.errors import InputError
 
-# A file may end in so many zeros that belong to nothing: some programs pad to whole sectors.
+# The most zeros at the end of a file that are taken for padding: some programs fill whole sectors.
 _LONGEST_PADDING = 1 << 16
 
 # Sizes that mean "unknown": programs that write to a pipe leave them, and mean everything up to the end.
 _UNKNOWN_32 = ((0x7FFF0000, 0x80000000), (0xFFFF0000, 0xFFFFFFFF))
 
-# Chunks with notes that commonly stand behind the samples; where one of them is cut off, the samples are still whole.
+# Chunks with notes that commonly follow the samples; if one of them is cut off, the samples are still whole.
 _NOTES = (b"LIST", b"INFO", b"id3 ", b"ID3 ", b"bext", b"iXML", b"_PMX", b"cue ", b"smpl", b"PEAK", b"NAME", b"ANNO")
 
 _CUT = "cut short or still being copied"
@@ -106,7 +106,7 @@ class _Stream:
                 return
 
     def check_end(self, position: int) -> None:
-        """Check that nothing but padding and tags stands at a place or behind it."""
+        """Check that only padding and tags follow a place."""
         if position > self.end:
             raise AudioError(f"{_CUT}: its header promises {position - self.end:,} bytes more than the file has")
         left = self.end - position
@@ -280,7 +280,7 @@ def _check_flac(stream: _Stream, frames: int, thorough: bool) -> int:
         return frames
     info = stream.read(stream.start + 8, 34)
     if thorough and any(_FLAC_BEGIN.search(block) for block in stream.blocks(stream.start + 8, 16)):
-        raise AudioError("holds several recordings one behind the other")
+        raise AudioError("holds several recordings, one after the other")
     begin = max(stream.start, stream.end - max(_FLAC_TAIL, int.from_bytes(info[7:10], "big")))
     tail = stream.read(begin, stream.end - begin)
     if tail.endswith(bytes(64)):  # padding, which hides where the last frame ends; decoding will tell
@@ -372,7 +372,7 @@ def _check_ogg(stream: _Stream, frames: int, thorough: bool) -> int:
             break
         last, serial, segments = header[5], header[14:18], stream.read(position + 27, header[26])
         if (last & 2 and seen_data) or (serial != first and not thorough):
-            raise AudioError("holds several recordings one behind the other")
+            raise AudioError("holds several recordings, one after the other")
         seen_data = seen_data or not last & 2
         position += 27 + len(segments) + sum(segments)
     if position > stream.end or not last & 4:
@@ -392,7 +392,7 @@ _MP3_KBPS = {
     (2, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (2, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-# Frames that encoders and decoders may add or drop at either end.
+# Frames that encoders and decoders may add or drop.
 _MP3_SLACK = 3
 
 
@@ -403,7 +403,7 @@ class _Mp3Frame(NamedTuple):
 
 
 def _mp3_frame(header: bytes) -> _Mp3Frame | None:
-    """Return what a frame's header says, None if it is none, or of a free format, whose frames cannot be counted."""
+    """Read a frame's header; None if it is none, or of a free format, whose frames cannot be counted."""
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
         return None
     version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)
@@ -438,7 +438,9 @@ def _check_mp3(stream: _Stream, frames: int, thorough: bool) -> int:
     if table is None:
         # Without a table libsndfile works out the length from the first frame alone, and stops there.
         if frames < (counted - _MP3_SLACK) * frame.samples:
-            raise AudioError("has no table of its length, and its first frame misleads; write it anew, say with ffmpeg")
+            raise AudioError(
+                "has no table of its length, and its first frame misleads; re-encode it, for example with ffmpeg"
+            )
         return min(frames, counted * frame.samples)
     if promised is not None and abs(promised - counted) > 1:
         problem = _CUT if counted < promised else "its table of length is wrong"
@@ -493,7 +495,7 @@ def _count_mp3_frames(stream: _Stream, position: int, form: tuple[int, int, int]
             stream.check_end(position)
             return count
         if frame.format != form or (count and _mp3_table(header.ljust(512, b"\0")) is not None):
-            raise AudioError("holds several recordings one behind the other")
+            raise AudioError("holds several recordings, one after the other")
         position += frame.size
         count += 1
     if position > stream.end:
@@ -505,7 +507,7 @@ def _count_mp3_frames(stream: _Stream, position: int, form: tuple[int, int, int]
 
 
 def _check_log(log: str, frames: int) -> None:
-    """Check a rare format by what libsndfile notes when it opens the file: the length in its header, or a complaint."""
+    """Check a rare format by what libsndfile logs when it opens the file: the length in the header, or a complaint."""
     stated = [int(number) for number in re.findall(r"(?:Frames|Cols) +: (\d+)", log)]
     if "truncated" in log or (stated and frames < stated[-1]):
         raise AudioError(f"{_CUT}: it holds only {frames:,} samples")

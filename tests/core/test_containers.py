@@ -119,7 +119,7 @@ def test_a_file_that_holds_more_than_it_says_is_refused(recordings, changed):
             refused(more)
 
 
-def test_recordings_one_behind_the_other_are_refused(recordings, changed):
+def test_recordings_one_after_the_other_are_refused(recordings, changed):
     for (container, _), path in recordings.items():
         if container not in (*WITHOUT_LENGTH, "MAT4"):
             # Of compressed files only reading the whole tells.
