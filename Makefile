@@ -13,7 +13,7 @@ SUPERB      ?= superb_mini
 # One thread per test process: two processes with two threads each only wait for each other on two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help env demo test test-fast fuzz lint format docs lock bench bench-pretraining nano tts superb-mini clean
+.PHONY: help env demo test test-fast fuzz lint format docs lock bench bench-pretraining nano nano-gpu tts superb-mini clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -66,8 +66,11 @@ bench: $(STAMP)  ## speed and memory of encode and decode on this machine
 bench-pretraining: $(STAMP)  ## seconds and memory of a training step, compared with the reference's way
 	$(BIN)/python benchmarks/pretraining.py
 
-nano: $(STAMP)  ## train WavCube-nano from scratch in $(NANO)/; hours on a CPU, resumes
+nano: $(STAMP)  ## train WavCube-nano from scratch in $(NANO)/; a day and a half on two cores, resumes; run.sh lists its options
 	PYTHON="$(CURDIR)/$(BIN)/python" speechbrain_hparams/pretrain/nano/run.sh $(NANO)
+
+nano-gpu: $(STAMP)  ## the same on a GPU: large batches and discriminators; LIMIT=15 ends stage 2 after so many minutes
+	GPU=1 LIMIT="$(LIMIT)" PYTHON="$(CURDIR)/$(BIN)/python" speechbrain_hparams/pretrain/nano/run.sh $(NANO)
 
 tts: $(STAMP)  ## train zero-shot TTS on synthesised speech with ESPnet in $(TTS)/, 90 minutes on one core, resumes
 	espnet_recipe/tts1/run.sh --corpus mini --python "$(CURDIR)/$(BIN)/python" \

@@ -2,7 +2,8 @@
 
 Two synthesisers speak: espeak-ng, which says exactly when it says which phone, and SVOX Pico (PyPI `ttspico`), whose
 voices are far closer to people's but which tells no times. Training utterances are then made to sound like recordings
-(rooms, noise, microphones), since a model that hears only clean synthetic speech reconstructs nothing else.
+(rooms, noise, microphones), since a model that hears only clean synthetic speech reconstructs nothing else. With
+`--engine kokoro --voices FOLDER` far more natural voices speak, with times of their phones, as they come.
 
 OUT gets `train.jsonl`, `valid.jsonl` and `test.jsonl`, one JSON object per line:
 
@@ -17,16 +18,16 @@ alone, so a run that was stopped goes on where it was, and more hours extend a c
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
 import math
 import multiprocessing
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,17 +36,18 @@ import torch
 from tqdm import tqdm
 
 from wavcube_plugins.audio import resample
+from wavcube_plugins.errors import BAD_INPUT, OK, InputError
 from wavcube_plugins.files import atomic_path
-from wavcube_plugins.nano.sentences import NAMES, draw_sentence
+from wavcube_plugins.nano.natural import NaturalStudio, take_corpus
+from wavcube_plugins.nano.texts import SAMPLE_RATE, draw_text, stable_seed
 from wavcube_plugins.synthetic.espeak import EspeakSynthesiser, Voice, draw_voice
-from wavcube_plugins.synthetic.make_speech import SPEAKERS as DEMO_SPEAKERS
 from wavcube_plugins.synthetic.speech import SynthesisError
 
-SAMPLE_RATE = 16000
 # Counts for valid and test; train's comes from the hours.
 COUNTS = {"valid": 60, "test": 200}
 # Mean length of a training utterance, measured on 1,000; turns hours into a number of utterances.
 MEAN_SECONDS = 3.4
+NATURAL_MEAN_SECONDS = 4.9
 SHORTEST, LONGEST = 1.5, 9.0
 # The languages of Pico's voices: those that pronounce English, with the accent of espeak-ng that says it alike.
 PICO_ACCENTS = {"en-US": "en-us", "en-GB": "en-gb"}
@@ -54,7 +56,6 @@ PICO_FOREIGN = ("de-DE", "es-ES", "fr-FR", "it-IT")
 _NEVER_THE_SAME = ("Reed",)
 # Pico's default of 100 clips.
 _PICO_VOLUME = 40
-_DEMO_SENTENCES = frozenset(sentence for speaker in DEMO_SPEAKERS for sentence in speaker.sentences)
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,10 @@ class Speaker:
 def has_pico() -> bool:
     """Say whether SVOX Pico can be used."""
     try:
-        import ttspico  # noqa: F401
+        import ttspico  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         return False
     return True
-
-
-def stable_seed(*parts: object) -> int:
-    """Return a seed that is the same on every machine and in every process."""
-    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big")
 
 
 def make_speakers(seed: int, pico: bool) -> dict[str, list[Speaker]]:
@@ -125,17 +121,6 @@ def _pico_speaker(seed: int, group: str, index: int, count: int) -> Speaker:
     rate = round(generator.uniform(85, 115) / speed)
     pitch = round(generator.uniform(80, 122))
     return Speaker(f"pico-{language.lower()}-{group}-{index:03d}", language, speed, rate, pitch)
-
-
-def draw_text(generator: random.Random, split: str) -> str:
-    """Draw a sentence that belongs to a split: a hash of the text itself says which one that is."""
-    while True:
-        text = draw_sentence(generator)
-        # Names are left out: the same sentence about somebody else is the same sentence.
-        key = " ".join("*" if word in NAMES else word for word in text.rstrip(".?!").split())
-        owner = {0: "test", 1: "valid"}.get(stable_seed("sentence", key.lower()) % 20, "train")
-        if owner == split and text not in _DEMO_SENTENCES:
-            return text
 
 
 class Studio:
@@ -221,7 +206,7 @@ class Studio:
 
 
 def _pico(text: str, speaker: Speaker) -> torch.Tensor:
-    import ttspico
+    import ttspico  # pyright: ignore[reportMissingImports]
 
     # A new engine each time, at 2 ms: an engine's speech depends on what it said before.
     engine = ttspico.TtsEngine(speaker.voice)
@@ -283,7 +268,8 @@ def augment(waveform: np.ndarray, augmentation: dict, generator: np.random.Gener
             spectrum = spectrum * _equaliser(augmentation["equaliser"])
         waveform = _istft(spectrum, len(waveform))
     if "room" in augmentation:
-        waveform = _reverberate(waveform, *augmentation["room"], generator)
+        seconds, below = augmentation["room"]
+        waveform = _reverberate(waveform, seconds, below, generator)
     if "gain" in augmentation:
         waveform = waveform * 10 ** (_slow(len(waveform), augmentation["gain"], generator) / 20)
     if "noise" in augmentation:
@@ -386,13 +372,13 @@ def _rms(waveform: np.ndarray) -> float:
 
 # The corpus as files.
 
-_studio: Studio | None = None
+_studio: Studio | NaturalStudio | None = None
 
 
-def _start_worker(seed: int, pico: bool) -> None:
+def _start_worker(open_studio: Callable[[], Studio | NaturalStudio]) -> None:
     global _studio
     torch.set_num_threads(1)
-    _studio = Studio(seed, pico)
+    _studio = open_studio()
 
 
 def _make(job: tuple[Path, str, int]) -> dict:
@@ -402,6 +388,7 @@ def _make(job: tuple[Path, str, int]) -> dict:
     line, audio = folder / f"{name}.json", folder / f"{name}.flac"
     if line.exists() and audio.exists():
         return json.loads(line.read_text(encoding="utf-8"))
+    assert _studio is not None  # every worker starts with one
     waveform, record = _studio.utterance(split, index)
     with atomic_path(audio) as path:
         soundfile.write(path, waveform, SAMPLE_RATE, subtype="PCM_16", compression_level=0.3)
@@ -427,16 +414,54 @@ def make_corpus(folder: Path, counts: dict[str, int], *, seed: int, pico: bool, 
     Raises:
         ValueError: the folder has a corpus with other settings.
     """
-    settings = {"version": 1, "seed": seed, "pico": pico}
+    return _make_all(folder, counts, {"version": 1, "seed": seed, "pico": pico}, partial(Studio, seed, pico), workers)
+
+
+def make_natural_corpus(
+    folder: Path, counts: dict[str, int], *, seed: int, voices: str, sentences: str | None = None, workers: int = 0
+) -> dict[str, float]:
+    """Make what is missing of a corpus spoken by Kokoro, and its manifests.
+
+    Args:
+        folder: Where to.
+        counts: Utterances of each split.
+        seed: Of everything.
+        voices: Kokoro's weights: a folder or a hub name.
+        sentences: A file of sentences; None takes nano's own grammar.
+        workers: Processes; 0 works in this one.
+
+    Returns:
+        Seconds of each split.
+
+    Raises:
+        InputError: no weights, no sentences, or the folder has a corpus with other settings.
+        ImportError: a package of the extra `natural` is missing.
+    """
+    studio = partial(NaturalStudio, seed, voices, sentences)
+    # In this process first, where what is missing is one sentence.
+    names = studio().kokoro.voices()
+    text = "grammar" if sentences is None else stable_seed(Path(sentences).read_text(encoding="utf-8"))
+    settings = {"version": 1, "seed": seed, "engine": "kokoro", "voices": stable_seed(*names), "sentences": text}
+    return _make_all(folder, counts, settings, studio, workers)
+
+
+def _make_all(
+    folder: Path,
+    counts: dict[str, int],
+    settings: dict[str, object],
+    open_studio: Callable[[], Studio | NaturalStudio],
+    workers: int,
+) -> dict[str, float]:
+    """Make what is missing with a studio in each process, and write the manifests; return seconds of each split."""
     marker = folder / "settings.json"
     if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) != settings:
         found = json.loads(marker.read_text(encoding="utf-8"))
-        raise ValueError(f"{folder} has a corpus made with {found}, not with {settings}; choose another folder")
+        raise InputError(f"{folder} has a corpus made with {found}, not with {settings}; choose another folder")
     with atomic_path(marker) as path:
         path.write_text(json.dumps(settings), encoding="utf-8")
     jobs = [(folder, split, index) for split, count in counts.items() for index in range(count)]
     records: dict[str, list[dict]] = {split: [] for split in counts}
-    for (_, split, _), record in zip(jobs, tqdm(_run(jobs, seed, pico, workers), total=len(jobs)), strict=True):
+    for (_, split, _), record in zip(jobs, tqdm(_run(jobs, open_studio, workers), total=len(jobs)), strict=True):
         records[split].append(record)
     for split, lines in records.items():
         with atomic_path(folder / f"{split}.jsonl") as path:
@@ -444,15 +469,15 @@ def make_corpus(folder: Path, counts: dict[str, int], *, seed: int, pico: bool, 
     return {split: sum(line["duration"] for line in lines) for split, lines in records.items()}
 
 
-def _run(jobs: list, seed: int, pico: bool, workers: int) -> Iterator[dict]:
+def _run(jobs: list, open_studio: Callable, workers: int) -> Iterator[dict]:
     if not workers:
         threads = torch.get_num_threads()
-        _start_worker(seed, pico)
+        _start_worker(open_studio)
         yield from map(_make, jobs)
         torch.set_num_threads(threads)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(seed, pico)) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(open_studio,)) as pool:
         yield from pool.map(_make, jobs, chunksize=8)
 
 
@@ -460,7 +485,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(prog="corpus.py", description="Make a corpus of synthesised English speech.")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
-    parser.add_argument("--hours", type=float, default=10.0, help="of training speech, roughly (default: 10)")
+    parser.add_argument("--engine", choices=("espeak", "kokoro"), default="espeak", help="who speaks (default: espeak)")
+    parser.add_argument("--voices", metavar="FOLDER", help="Kokoro's weights: a folder, or a name on the hub")
+    parser.add_argument("--sentences", metavar="FILE", help="for Kokoro, one on each line (default: from a grammar)")
+    parser.add_argument(
+        "--take", type=Path, metavar="FOLDER", help="take a corpus over that Kokoro spoke; makes nothing"
+    )
+    parser.add_argument("--hours", type=float, default=10.0, help="of training speech (default: 10)")
     parser.add_argument("--workers", type=int, default=2, help="processes; 0 works in this one (default: 2)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--valid", type=int, default=COUNTS["valid"], help="utterances (default: %(default)s)")
@@ -472,19 +503,33 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--workers, --valid and --test must not be negative")
     if arguments.out.exists() and not arguments.out.is_dir():
         parser.error(f"{arguments.out} is a file, not a folder")
+    try:
+        seconds = (
+            take_corpus(arguments.take, arguments.out, arguments.hours)
+            if arguments.take
+            else _make_what_is_asked(arguments)
+        )
+    except (ImportError, ValueError, OSError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    for split, total in seconds.items():
+        print(f"{split}: {total / 3600:.2f} h")
+    return OK
+
+
+def _make_what_is_asked(arguments: argparse.Namespace) -> dict[str, float]:
+    """Make a corpus as the command's arguments say."""
+    natural = arguments.engine == "kokoro"
+    train = math.ceil(arguments.hours * 3600 / (NATURAL_MEAN_SECONDS if natural else MEAN_SECONDS))
+    counts = {"valid": arguments.valid, "test": arguments.test, "train": train}
+    options = {"seed": arguments.seed, "workers": arguments.workers}
+    if natural:
+        sentences = arguments.sentences
+        return make_natural_corpus(arguments.out, counts, voices=arguments.voices, sentences=sentences, **options)
     pico = has_pico()
     if not pico:
         print("SVOX Pico's natural voices are missing (pip install ttspico); espeak-ng speaks alone", file=sys.stderr)
-    train = math.ceil(arguments.hours * 3600 / MEAN_SECONDS)
-    counts = {"valid": arguments.valid, "test": arguments.test, "train": train}
-    try:
-        seconds = make_corpus(arguments.out, counts, seed=arguments.seed, pico=pico, workers=arguments.workers)
-    except (ImportError, ValueError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    for split, total in seconds.items():
-        print(f"{split}: {counts[split]} utterances, {total / 3600:.2f} h")
-    return 0
+    return make_corpus(arguments.out, counts, pico=pico, **options)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -462,7 +463,7 @@ def _phone_scores(
         phones[part] = {"phone_error_rate": _percent(scores.phone_error_rate), "phones": scores.phones}
         if not math.isnan(scores.frame_accuracy):
             phones[part] |= {"frame_accuracy": _percent(scores.frame_accuracy), "frames": scores.frames}
-    commonest = torch.cat([one.labels for one in parts["test"]]).bincount().max()
+    commonest = torch.cat([one.labels for one in parts["test"] if one.labels is not None]).bincount().max()
     phones["test"]["commonest_label"] = _percent(int(commonest) / phones["test"]["frames"])
     return {"channels": next(iter(frames.values())).shape[1], "phones": phones}
 
@@ -550,7 +551,7 @@ def draw(path: Path, results: Mapping) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7.2), facecolor="white", layout="constrained")
-    rows = figure.subfigures(2, 1, height_ratios=(1, 1), hspace=0.05)
+    rows: Any = figure.subfigures(2, 1, height_ratios=(1, 1), hspace=0.05)
     reconstruction, probes = results["reconstruction"], results["probes"]
     for axes, metric, title, bottom in zip(
         rows[0].subplots(1, 2), ("stoi", "pesq"), ("STOI", "PESQ-WB"), (0.0, 1.0), strict=True

@@ -1,10 +1,12 @@
-"""Trains a small WavLM to be semantic: `python teacher.py teacher.yaml --corpus CORPUS --output_folder OUT`.
+"""Trains a small WavLM to be semantic: `python -m wavcube_plugins.nano.teacher teacher.yaml --corpus CORPUS …`.
 
 The encoder learns to say which phone each of its frames is in, where the times are known, and which phones follow each
 other (CTC), where they are not, though parts of the audio are silenced or drowned in noise: WavLM's masked prediction
 and denoising, with phones in the place of clusters. As WavLM's features know more than phones, the last layer has to
 give the undisturbed spectrum too, with `phase_weight` below 1 kHz its phases as well, and a middle one the speaker.
-CORPUS is what `corpus.py` makes. OUT/export gets the encoder: `model.safetensors` and `config.json`.
+With `whisper` it also learns what a Whisper encoder hears in the clean audio, frame by frame, however disturbed its own
+input is. CORPUS is what `corpus.py` makes, or a list of several. OUT/export gets the encoder: `model.safetensors` and
+`config.json`.
 """
 
 from __future__ import annotations
@@ -12,13 +14,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import random
 import sys
-from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
-import numpy as np
-import soundfile
 import speechbrain as sb
 import torch
 import torch.nn.functional as F
@@ -27,236 +26,60 @@ from hyperpyyaml import load_hyperpyyaml
 from safetensors.torch import save_file
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader
+from tqdm import tqdm
 
-from wavcube_plugins.config import WavCubeConfig, WavLMConfig
+from wavcube_plugins.checkpoints.backbones import load_backbone
+from wavcube_plugins.config import WavCubeConfig
 from wavcube_plugins.errors import InputError
 from wavcube_plugins.files import atomic_path
-from wavcube_plugins.models.lengths import length_mask, pad_batch
-from wavcube_plugins.models.wavcube import normalise
+from wavcube_plugins.models.lengths import length_mask
 from wavcube_plugins.models.wavlm import WavLM
-from wavcube_plugins.nano.corpus import SAMPLE_RATE, stable_seed
+from wavcube_plugins.nano.batches import (
+    BANDS,
+    IGNORED,
+    INDEX,
+    PHASED,
+    Reader,
+    TrainBatches,
+    ValidBatches,
+    read_manifest,
+)
+from wavcube_plugins.nano.whisper import WhisperStates
 from wavcube_plugins.speechbrain.recipes.data import DataError
 from wavcube_plugins.synthetic.speech import PHONES, SILENCE
 
-INDEX = {phone: index for index, phone in enumerate(PHONES)}
-IGNORED = -100
-# Of the spectrum that the last layer has to give: bands, length of the FFT, and the least magnitude, of a waveform of
-# unit variance.
-_BANDS, _BINS, _FLOOR = 80, 1024, 1e-3
-# Of the complex spectrum that it has to give: length of the FFT, and the bins from 60 Hz to 1 kHz, where the lowest
-# harmonics of speech are. Nothing else here tells one phase from another, and an encoder that is deaf to phase leaves
-# the decoder no way to place harmonics: it answers every pitch with one of 100 Hz, its own frame rate.
-_PHASE_BINS, _PHASED = 512, slice(2, 33)
-
-
-def read_manifest(corpus: Path, split: str) -> list[dict]:
-    """Return the utterances of a split whose phones are known in some way.
-
-    Raises:
-        InputError: no manifest, or none that can be read.
-    """
-    path = Path(corpus) / f"{split}.jsonl"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; make the corpus with corpus.py")
-    records = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}, line {number}: not JSON, {error}") from error
-            if not isinstance(record, dict) or not record.keys() >= {"id", "path", "duration", "speaker"}:
-                raise InputError(f"{path}, line {number}: an utterance has an id, a path, a duration and a speaker")
-            labels = {label for label, _, _ in record.get("phones", ())} | set(record.get("pronunciation", ()))
-            if not labels <= INDEX.keys():
-                raise InputError(f"{path}, line {number}: no such phone as {min(labels - INDEX.keys())!r}")
-            if labels:
-                records.append(record)
-    return records
-
-
-class Reader:
-    """Reads waveforms and labels of a corpus for an encoder with the given config."""
-
-    def __init__(self, corpus: str | Path, config):
-        self.corpus, self.config = Path(corpus), config
-
-    def waveform(self, record: dict, start: int = 0, samples: int = -1) -> np.ndarray:
-        """Return float32 samples (T,), fewer than wanted where the file ends."""
-        path = self.corpus / record["path"]
-        try:
-            return soundfile.read(path, frames=samples, start=start, dtype="float32")[0]
-        except (soundfile.LibsndfileError, OSError) as error:
-            raise InputError(f"{path}: not readable as audio") from error
-
-    def labels(self, record: dict, start: int, samples: int) -> np.ndarray:
-        """Return the phone (L,) at the centre of each frame of a crop."""
-        frames = max((samples - self.config.receptive_field) // self.config.hop_length + 1, 1)
-        centres = start + np.arange(frames) * self.config.hop_length + self.config.receptive_field / 2
-        ends = [end for _, _, end in record["phones"]]
-        positions = np.searchsorted(ends, centres / SAMPLE_RATE, side="right").clip(max=len(ends) - 1)
-        return np.array([INDEX[label] for label, _, _ in record["phones"]])[positions]
-
-
-class TrainBatches(Dataset):
-    """Item i is batch i of the epoch: a function of the seed, the step and the corpus alone, so that resuming is exact.
-
-    Set `epoch` (1, 2, …) before each epoch.
-    """
-
-    def __init__(self, reader: Reader, records: list[dict], hparams: dict):
-        self.reader, self.hparams, self.epoch = reader, hparams, 1
-        self.speakers = {name: index for index, name in enumerate(sorted({record["speaker"] for record in records}))}
-        self.timed = [record for record in records if "phones" in record]
-        whole = [record for record in records if "phones" not in record]
-        whole = sorted((r for r in whole if r["duration"] <= hparams["whole_longest"]), key=lambda r: r["duration"])
-        if not self.timed:
-            raise InputError(f"{reader.corpus}: no training utterance has phones with times")
-        self.whole: list[list[dict]] = []
-        for record in whole:
-            full = self.whole and (len(self.whole[-1]) + 1) * record["duration"] > hparams["whole_seconds"]
-            if not self.whole or full:
-                self.whole.append([])
-            self.whole[-1].append(record)
-        # For each step whether it takes whole utterances, and how many of its kind came before.
-        self.plan: list[tuple[bool, int]] = []
-        counts = [0, 0]
-        for step in range(hparams["steps"]):
-            chance = random.Random(stable_seed(hparams["seed"], "kind", step)).random()
-            late = step >= hparams["whole_after"] * hparams["steps"]
-            kind = bool(self.whole) and late and chance < hparams["whole_share"]
-            self.plan.append((kind, counts[kind]))
-            counts[kind] += 1
-
-    def __len__(self) -> int:
-        return self.hparams["steps_per_epoch"]
-
-    def __getitem__(self, index: int) -> dict:
-        step = min((self.epoch - 1) * len(self) + index, self.hparams["steps"] - 1)
-        whole, number = self.plan[step]
-        if whole:
-            order = _order(self.hparams["seed"], "whole", number // len(self.whole), len(self.whole))
-            return self._whole(self.whole[order[number % len(self.whole)]], step)
-        size = self.hparams["batch_crops"]
-        records = []
-        for position in range(number * size, (number + 1) * size):
-            turn, place = divmod(position, len(self.timed))
-            records.append(self.timed[_order(self.hparams["seed"], "crops", turn, len(self.timed))[place]])
-        return self._crops(records, step)
-
-    def _crops(self, records: list[dict], step: int) -> dict:
-        wanted = int(self.hparams["crop_seconds"] * SAMPLE_RATE)
-        waveforms, labels = [], []
-        for record in records:
-            generator = random.Random(stable_seed(self.hparams["seed"], "crop", step, record["id"]))
-            start = generator.randint(0, max(round(record["duration"] * SAMPLE_RATE) - wanted, 0))
-            waveforms.append(torch.from_numpy(self.reader.waveform(record, start, wanted)))
-            labels.append(torch.from_numpy(self.reader.labels(record, start, len(waveforms[-1]))))
-        labels = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED)
-        return self._finish(records, waveforms, step) | {"labels": labels}
-
-    def _whole(self, records: list[dict], step: int) -> dict:
-        waveforms = [torch.from_numpy(self.reader.waveform(record)) for record in records]
-        return self._finish(records, waveforms, step) | {
-            "pronunciations": [[INDEX[label] for label in record["pronunciation"]] for record in records]
-        }
-
-    def _finish(self, records: list[dict], waveforms: list[Tensor], step: int) -> dict:
-        padded, lengths = pad_batch(waveforms)
-        padded = normalise(padded, lengths)
-        spectrum = log_spectrum(padded, self.reader.config)
-        # Before the mask, which works in place.
-        phased = self.hparams["phase_weight"] > 0
-        phases = {"phases": low_spectrum(padded, self.reader.config)} if phased else {}
-        for row, record in enumerate(records):
-            generator = np.random.default_rng(stable_seed(self.hparams["seed"], "mask", step, record["id"]))
-            _mask(padded[row, : lengths[row]].numpy(), self.hparams["masked_share"], generator)
-        speakers = torch.tensor([self.speakers[record["speaker"]] for record in records])
-        return {"waveforms": padded, "lengths": lengths, "speakers": speakers, "spectrum": spectrum} | phases
-
-
-class ValidBatches(Dataset):
-    """Item i is utterance i by itself."""
-
-    def __init__(self, reader: Reader, records: list[dict]):
-        self.reader, self.records = reader, records
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> dict:
-        record = self.records[index]
-        waveform = torch.from_numpy(self.reader.waveform(record))
-        batch = {"waveforms": normalise(waveform[None]), "lengths": torch.tensor([len(waveform)])}
-        if "phones" in record:
-            batch["labels"] = torch.from_numpy(self.reader.labels(record, 0, len(waveform)))[None]
-            said = [label for label, _, _ in record["phones"] if label != SILENCE]
-        else:
-            said = record["pronunciation"]
-        return batch | {"pronunciations": [[INDEX[label] for label in said]]}
-
-
-@lru_cache(maxsize=4)
-def _order(seed: int, kind: str, turn: int, count: int) -> list[int]:
-    order = list(range(count))
-    random.Random(stable_seed(seed, kind, turn)).shuffle(order)
-    return order
-
-
-def _mask(waveform: np.ndarray, share: float, generator: np.random.Generator) -> None:
-    """Silence spans of 60 to 260 ms or fill them with noise, in place, until about the given share is gone."""
-    left = share * len(waveform) * generator.uniform(0, 2)
-    while left > 0:
-        length = min(int(generator.uniform(0.06, 0.26) * SAMPLE_RATE), len(waveform) // 2)
-        start = generator.integers(0, len(waveform) - length)
-        kind = generator.integers(3)
-        span = waveform[start : start + length]
-        if kind == 0:
-            span[:] = 0
-        else:
-            noise = generator.standard_normal(length).astype(np.float32)
-            # Replaced by noise, or drowned in it.
-            span[:] = noise * generator.uniform(0.1, 1) + (span if kind == 2 else 0)
-        left -= max(length, 1)
-
-
-def log_spectrum(waveforms: Tensor, config: WavLMConfig) -> Tensor:
-    """Return log-mel magnitudes (B, L, bands) of waveforms (B, T), on the samples that the encoder's frames see."""
-    # Zeros behind the frame give the lowest bands bins of their own.
-    magnitudes = _spectrum(waveforms, config, _BINS).abs()
-    bands = torchaudio.functional.melscale_fbanks(_BINS // 2 + 1, 0.0, SAMPLE_RATE / 2, _BANDS, SAMPLE_RATE)
-    return (magnitudes @ bands).clamp_min(_FLOOR).log()
-
-
-def low_spectrum(waveforms: Tensor, config: WavLMConfig) -> Tensor:
-    """Return real and imaginary parts (B, L, 2 * bins) of the low spectrum of waveforms (B, T), frame by frame.
-
-    Magnitudes are square roots of the true ones, so that loud vowels are not all that counts.
-    """
-    spectrum = _spectrum(waveforms, config, _PHASE_BINS)[..., _PHASED]
-    spectrum = spectrum * spectrum.abs().clamp_min(_FLOOR).rsqrt()
-    return torch.cat([spectrum.real, spectrum.imag], dim=-1)
-
-
-def _spectrum(waveforms: Tensor, config: WavLMConfig, n_fft: int) -> Tensor:
-    field = config.receptive_field
-    frames = waveforms.unfold(1, field, config.hop_length) * torch.hann_window(field)
-    return torch.fft.rfft(frames, n_fft) / field**0.5
-
 
 class Heads(nn.Module):
-    """What is learned beside the encoder and not kept: all of the last layer, but speakers of a middle one."""
+    """What is learned beside the encoder and not kept: all of the last layer, but speakers of a middle one.
 
-    def __init__(self, dim: int, speakers: int):
+    Args:
+        dim: Channels of the encoder.
+        speakers: How many there are to tell apart.
+        targets: Means and standard deviations (layers, C) of Whisper's states, which are compared in these units.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, dim: int, speakers: int, targets: tuple[Tensor, Tensor] | None = None):
         super().__init__()
         self.phones = nn.Linear(dim, len(PHONES))
         # The phones as CTC has them, with its blank in the place of silence.
         self.order = nn.Linear(dim, len(PHONES))
-        self.spectrum = nn.Linear(dim, _BANDS)
+        self.spectrum = nn.Linear(dim, BANDS)
         self.speakers = nn.Linear(dim, speakers)
         # After the others, whose random weights stay those of the packaged encoder's training.
-        self.phases = nn.Linear(dim, 2 * (_PHASED.stop - _PHASED.start))
+        self.phases = nn.Linear(dim, 2 * (PHASED.stop - PHASED.start))
+        if targets is not None:
+            self.register_buffer("mean", targets[0])
+            self.register_buffer("deviation", targets[1])
+            self.whisper = nn.Linear(dim, targets[0].numel())
+
+    def whisper_loss(self, last: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean squared error of Whisper's states (N, layers, C), foretold from the last layer (N, dim)."""
+        wanted = (targets - self.mean) / self.deviation
+        return F.mse_loss(self.whisper(last).float(), wanted.flatten(1))
 
 
 class TeacherBrain(sb.Brain):
@@ -273,12 +96,12 @@ class TeacherBrain(sb.Brain):
     def compute_forward(self, batch, stage):
         waveforms, lengths = batch["waveforms"].to(self.device), batch["lengths"].to(self.device)
         whole = None if bool((lengths == waveforms.shape[1]).all()) else lengths
-        states = self.modules.encoder(waveforms, whole)
+        states = self.modules["encoder"](waveforms, whole)
         middle = states[self.hparams.speaker_layer]  # (B, L, C)
         frames = self.hparams.frame_lengths(lengths)
         inside = length_mask(frames, middle.shape[1])[..., None]
         pooled = (middle * inside).sum(1) / frames[:, None]  # (B, C)
-        heads = self.modules.heads
+        heads = cast(Heads, self.modules["heads"])
         last = states[-1]
         return (
             heads.phones(last),
@@ -286,11 +109,12 @@ class TeacherBrain(sb.Brain):
             heads.spectrum(last),
             heads.phases(last),
             heads.speakers(pooled),
+            last,
             frames,
         )
 
     def compute_objectives(self, predictions, batch, stage):
-        phones, order, spectrum, phases, speakers, frames = predictions
+        phones, order, spectrum, phases, speakers, last, frames = predictions
         phones, order, spectrum, phases = phones.float(), order.float(), spectrum.float(), phases.float()
         labels = batch.get("labels")
         if stage != sb.Stage.TRAIN:
@@ -299,16 +123,26 @@ class TeacherBrain(sb.Brain):
         if labels is None:
             loss = self._order_loss(order, frames, batch["pronunciations"])
         else:
-            loss = F.cross_entropy(phones.flatten(0, 1), labels.to(self.device).flatten(), ignore_index=IGNORED)
+            loss = self.hparams.phone_weight * self._phone_loss(phones, labels.to(self.device))
         inside = length_mask(frames, spectrum.shape[1])
         difference = (spectrum - batch["spectrum"].to(self.device)).abs().mean(-1)
         loss = loss + self.hparams.spectrum_weight * difference[inside].mean()
+        if "targets" in batch:
+            heads, targets = cast(Heads, self.modules["heads"]), batch["targets"].to(self.device)
+            distance = heads.whisper_loss(last[inside], targets[inside])
+            loss = loss + self.hparams.whisper_weight * distance
+            self.distances.append(float(distance.detach()))
         if "phases" in batch:
             # The share of their energy that is not explained.
             wanted = batch["phases"].to(self.device)[inside]
             loss = loss + self.hparams.phase_weight * F.mse_loss(phases[inside], wanted) / wanted.square().mean()
         speaker_loss = F.cross_entropy(speakers.float(), batch["speakers"].to(self.device))
         return loss + self.hparams.speaker_weight * speaker_loss
+
+    def _phone_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean cross-entropy of the frames (B, L) whose phones are known."""
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        return loss / (labels != IGNORED).sum().clamp_min(1)
 
     def _order_loss(self, logits, frames, pronunciations):
         """Return CTC's loss per frame, as the frame-wise one is."""
@@ -331,11 +165,12 @@ class TeacherBrain(sb.Brain):
             self.counts[f"phones_{kind}"] += len(said)
 
     def on_stage_start(self, stage, epoch=None):
-        self.counts = dict.fromkeys(
+        self.counts: dict[str, int] = dict.fromkeys(
             ("right", "frames", "errors_espeak", "phones_espeak", "errors_pico", "phones_pico"), 0
         )
         if stage == sb.Stage.TRAIN:
             self.batches.epoch = epoch
+            self.distances: list[float] = []
 
     def on_fit_batch_start(self, batch, should_step):
         hparams = self.hparams
@@ -356,15 +191,15 @@ class TeacherBrain(sb.Brain):
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         if stage == sb.Stage.TRAIN:
-            self.train_loss = float(stage_loss)
+            self.train_losses = {"loss": float(stage_loss)}
+            if self.distances:
+                self.train_losses["whisper"] = sum(self.distances) / len(self.distances)
             return
         if stage == sb.Stage.TEST:
             return
         scores = self.scores()
         self.results = {f"valid_{name}": value for name, value in scores.items()}
-        self.hparams.train_logger.log_stats(
-            {"epoch": epoch, "steps": self.optimizer_step}, {"loss": self.train_loss}, scores
-        )
+        self.hparams.train_logger.log_stats({"epoch": epoch, "steps": self.optimizer_step}, self.train_losses, scores)
         self.checkpointer.save_and_keep_only(meta={"epoch": epoch} | scores, num_to_keep=1)
         self.export()
 
@@ -400,19 +235,24 @@ class HiddenStates(nn.Module):
         return self.encoder.hidden_states(waveforms, lengths)
 
 
-def train(hparams: dict, run_opts: dict) -> dict[str, float]:
+def train(hparams: dict, run_opts: Any) -> dict[str, float]:
     """Train or go on training, export, and return the validation's and the test's results."""
     config = WavCubeConfig.preset(hparams["preset"]).wavlm
-    corpus = Path(hparams["corpus"])
-    reader = Reader(corpus, config)
-    train_records, valid_records, test_records = (read_manifest(corpus, split) for split in ("train", "valid", "test"))
-    batches = TrainBatches(reader, train_records, hparams)
+    readers = [Reader(corpus, config, keep=hparams["keep_audio"]) for corpus in corpora(hparams)]
+    splits = {split: [(r, read_manifest(r.corpus, split)) for r in readers] for split in ("train", "valid", "test")}
+    if hparams["whisper"] is not None:
+        make_targets(splits["train"], hparams["whisper"], hparams["whisper_layers"], run_opts.get("device", "cpu"))
+    batches = TrainBatches(splits["train"], hparams)
     torch.manual_seed(hparams["seed"])
     encoder = WavLM(config)
-    modules = {"encoder": HiddenStates(encoder), "heads": Heads(config.hidden_dim, len(batches.speakers))}
-    seconds = sum(record["duration"] for record in batches.timed) + sum(
-        record["duration"] for group in batches.whole for record in group
-    )
+    if hparams["start"] is not None:
+        encoder.load_state_dict(load_backbone(hparams["start"]).state_dict())
+    targets = measure_targets(splits["train"]) if batches.distilled else None
+    heads = Heads(config.hidden_dim, len(batches.speakers), targets)
+    modules = {"encoder": HiddenStates(encoder), "heads": heads}
+    seconds = sum(record["duration"] for records in batches.crops for record in records)
+    if not batches.distilled:
+        seconds += sum(record["duration"] for group in batches.whole for _, record in group)
     hparams |= {
         "encoder": encoder,
         "frame_lengths": encoder.frame_lengths,
@@ -430,25 +270,50 @@ def train(hparams: dict, run_opts: dict) -> dict[str, float]:
         checkpointer,
     )
     brain.batches, brain.results = batches, {}
-    valid = _loader(reader, valid_records)
-    brain.fit(hparams["epoch_counter"], batches, valid, train_loader_kwargs={"batch_size": None})
+    brain.fit(hparams["epoch_counter"], batches, _loader(splits["valid"]), train_loader_kwargs={"batch_size": None})
     results = {}
-    unseen = [record["speaker"] not in batches.speakers for record in test_records]
-    for name, records in (
-        ("valid", valid_records),
-        ("test_seen", [record for record, new in zip(test_records, unseen, strict=True) if not new]),
-        ("test_unseen", [record for record, new in zip(test_records, unseen, strict=True) if new]),
-    ):
-        if records:
-            brain.evaluate(_loader(reader, records))
+    for name, new in (("valid", None), ("test_seen", False), ("test_unseen", True)):
+        split = splits["valid" if new is None else "test"]
+        if new is not None:
+            split = [(r, [one for one in part if (one["speaker"] not in batches.speakers) == new]) for r, part in split]
+        loader = _loader(split)
+        if loader is not None:
+            brain.evaluate(loader)
             results |= {f"{name}_{key}": value for key, value in brain.scores().items()}
     brain.results = results
     brain.export()
     return results
 
 
-def _loader(reader: Reader, records: list[dict]) -> DataLoader | None:
-    return DataLoader(ValidBatches(reader, records), batch_size=None) if records else None
+def corpora(hparams: dict) -> list[Path]:
+    """Return the folders of the corpora that the settings name."""
+    named = hparams["corpus"]
+    return [Path(one) for one in (named if isinstance(named, list) else [named])]
+
+
+def make_targets(splits: list[tuple[Reader, list[dict]]], source: str, layers: list[int], device: str = "cpu") -> None:
+    """Compute what is missing of Whisper's targets of the training utterances."""
+    missing = [(r, one) for r, part in splits for one in part if not r.targets.path(one["id"]).is_file()]
+    if not missing:
+        return
+    whisper = WhisperStates.load(source, layers).to(device)
+    for reader, record in tqdm(missing, desc="Whisper", unit="utterance"):
+        reader.targets.write(record["id"], reader.waveform(record), whisper, reader.config.receptive_field // 2)
+
+
+def measure_targets(splits: list[tuple[Reader, list[dict]]], count: int = 200) -> tuple[Tensor, Tensor]:
+    """Return means and standard deviations (layers, C) of the targets, over some utterances of each corpus."""
+    parts = []
+    for reader, records in splits:
+        for record in records[:: max(1, len(records) // count)]:
+            parts.append(reader.targets.read(record["id"], 0, 1500))
+    states = torch.cat(parts)
+    return states.mean(0), states.std(0).clamp_min(1e-4)
+
+
+def _loader(split: list[tuple[Reader, list[dict]]]) -> DataLoader | None:
+    parts = [ValidBatches(reader, records) for reader, records in split if records]
+    return DataLoader(ConcatDataset(parts), batch_size=None) if parts else None
 
 
 def _load(path: str, overrides: str | dict) -> dict:
@@ -469,8 +334,9 @@ def main(argv: list[str]) -> int:
     try:
         hparams = _load(hparams_file, overrides)
         # Before anything is written.
-        for split in ("train", "valid", "test"):
-            read_manifest(hparams["corpus"], split)
+        for corpus in corpora(hparams):
+            for split in ("train", "valid", "test"):
+                read_manifest(corpus, split)
         sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
         results = train(hparams, run_opts)
     except (InputError, DataError, OSError) as error:

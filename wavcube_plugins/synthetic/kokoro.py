@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -185,13 +186,13 @@ class KokoroSynthesiser:
         if unknown:
             raise InputError(f"Kokoro has no voice {unknown[0]!r}; {self.folder} has {', '.join(self._styles)}")
         total = sum(share for _, share in voice.blend)
-        return sum(share / total * self._styles[name] for name, share in voice.blend)
+        return np.sum([share / total * self._styles[name] for name, share in voice.blend], axis=0)
 
     def _run(self, letters: Sequence[str], style: np.ndarray, speed: float) -> tuple[np.ndarray, np.ndarray]:
         """Return audio (T,) at 24 kHz, and for each letter and the two ends how many frames of 25 ms it lasts."""
         tokens = [0, *(self._letters[letter] for letter in letters), 0]
         row = style[min(len(letters), len(style)) - 1]
-        audio, frames = self._session.run(
+        outputs: list[Any] = self._session.run(
             None,
             {
                 self._tokens_name: np.array([tokens], np.int64),
@@ -199,10 +200,10 @@ class KokoroSynthesiser:
                 "speed": np.array([speed], np.float32),
             },
         )
-        frames = np.ravel(frames)
+        audio, frames = (np.ravel(output) for output in outputs)
         if len(frames) != len(tokens):
             raise SynthesisError(f"the model gave {len(frames)} durations for {len(tokens)} tokens")
-        return np.ravel(audio).astype(np.float32), frames.astype(float)
+        return audio.astype(np.float32), frames.astype(float)
 
 
 def _unpickle(source, sample_rate: int, threads: int) -> KokoroSynthesiser:
@@ -242,6 +243,7 @@ def _open_model(folder: Path, threads: int):
     options.intra_op_num_threads = options.inter_op_num_threads = threads
     options.log_severity_level = 3
     path = _model_path(folder)
+    assert path is not None  # `_find` has seen it
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     if len(session.get_outputs()) < 2:
         model = _with_durations(path)

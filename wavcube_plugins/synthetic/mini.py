@@ -342,7 +342,7 @@ class _Studio:
             talkers = [
                 self._say_one(draw_sentence, generator.choice(self.speakers[split]), generator)[0] for _ in range(4)
             ]
-            noise = sum(np.resize(talker, len(clean)) for talker in talkers)
+            noise = np.sum([np.resize(talker, len(clean)) for talker in talkers], axis=0)
         else:
             noise = _coloured(len(clean), {"white": 0, "pink": 1, "brown": 2}[kind], generator.getrandbits(32))
         noisy = clean + noise * (_rms(clean) / _rms(noise) * 10 ** (-snr / 20))

@@ -1,15 +1,25 @@
 #!/usr/bin/env bash
-# Makes WavCube-nano from nothing: speech, teacher, both stages, the ablation without anchoring, scores, and the folder
-# that ships with the package. Stopped, it goes on where it was.
+# Makes WavCube-nano from nothing: natural speech, teacher, both stages, the ablation without anchoring, scores, and the
+# folder that ships with the package. Stopped, it goes on where it was.
 #
 #   speechbrain_hparams/pretrain/nano/run.sh WORK [EXPORT]
 #
-# WORK takes about 2 GB; EXPORT is where the model goes (WORK/nano). About six hours on one CPU core, of which stage 2
-# takes nearly all; RECORDINGS=folder measures on recordings of your own too.
+# WORK takes about 3 GB; EXPORT is where the model goes (WORK/nano). On two CPU cores it takes a day and a half, of which
+# stage 2 takes nearly all. Each of these may be set in the environment; a name is downloaded from the Hugging Face hub:
+#
+#   VOICES      Kokoro's weights: a folder, or a name (onnx-community/Kokoro-82M-v1.0-ONNX)
+#   WHISPER     what the teacher learns from: a folder, a .safetensors file, or a name (openai/whisper-base)
+#   NATURAL     a corpus that Kokoro spoke already, in place of VOICES; Opus will do
+#   SENTENCES   a file with a sentence on each line for Kokoro to say, in place of a small grammar's
+#   HOURS       of natural speech to make (5), or to take from NATURAL at most (10); three of Opus are 60 MB
+#   RECORDINGS  a folder of real speech to measure on
+#   GPU=1       large batches, and discriminators in the last third
+#   LIMIT       minutes for stage 2 on one GPU or core; its schedule then ends with the time
+#   STEPS       of stage 2 without a limit (40000)
 set -euo pipefail
 
 if [[ $# -lt 1 || $1 == -h || $1 == --help ]]; then
-    sed -n '2,8s/^# \{0,1\}//p' "$0"
+    sed -n '2,21p' "$0" | sed 's/^# \{0,1\}//'
     exit 0
 fi
 work=$1
@@ -19,28 +29,52 @@ nano=$(cd "$(dirname "$0")" && pwd)
 pretrain=$(dirname "$nano")
 # bfloat16 halves the time where the processor has it; elsewhere it is slower than float32.
 precision=${PRECISION:-bf16}
-corpus=(--train "$work/corpus/train.jsonl" --valid "$work/corpus/valid.jsonl")
-# Four times as much as the preset, which is for a first try.
-long=(--batch_size 12 --total_steps 14000)
+voices=${VOICES:-onnx-community/Kokoro-82M-v1.0-ONNX}
+whisper=${WHISPER:-openai/whisper-base}
+steps=${STEPS:-40000}
+if [[ ${GPU:-} == 1 ]]; then
+    device=cuda
+    batches=(--batch_size 64 --num_workers 8)
+    teacher=(--batch_crops 64 --steps 2000 --steps_per_epoch 500)
+else
+    device=cpu
+    batches=(--batch_size 12 --num_workers 1)
+    teacher=(--batch_crops 12)
+fi
 
-# `ttspico` adds natural voices; it is built from source, and without it espeak-ng speaks alone.
+# Speech: Kokoro's voices, and a fifth as much by espeak-ng and SVOX Pico, which is built from source if it can be.
+if [[ -n ${NATURAL:-} ]]; then
+    "$python" -m wavcube_plugins.nano.corpus "$work/natural" --take "$NATURAL" --hours "${HOURS:-10}"
+else
+    "$python" -m wavcube_plugins.nano.corpus "$work/natural" --engine kokoro --voices "$voices" \
+        --hours "${HOURS:-5}" ${SENTENCES:+--sentences "$SENTENCES"}
+fi
 "$python" -c 'import ttspico' 2>/dev/null || "$python" -m pip install --quiet ttspico || true
-"$python" -m wavcube_plugins.nano.corpus "$work/corpus"
-"$python" -m wavcube_plugins.nano.teacher "$nano/teacher.yaml" --corpus "$work/corpus" --output_folder "$work/teacher"
+"$python" -m wavcube_plugins.nano.corpus "$work/robots" --hours "${ROBOT_HOURS:-1.5}"
+corpus=(--train "[$work/natural/train.jsonl, $work/robots/train.jsonl]" --train_weights "[4, 1]"
+    --valid "$work/natural/valid.jsonl" --disturb True --precision "$precision" --device "$device")
 
-"$python" "$pretrain/train.py" "$pretrain/stage1.yaml" --preset nano "${corpus[@]}" --precision "$precision" \
+"$python" -m wavcube_plugins.nano.teacher "$nano/teacher.yaml" --corpus "[$work/natural, $work/robots]" \
+    --corpus_weights "[4, 1]" --whisper "$whisper" --disturb True --keep_audio True --output_folder "$work/teacher" \
+    --device "$device" --precision "$precision" "${teacher[@]}"
+
+"$python" "$pretrain/train.py" "$pretrain/stage1.yaml" --preset nano "${corpus[@]}" "${batches[@]}" \
     --backbone "$work/teacher/export" --output_folder "$work/stage1"
-"$python" "$pretrain/train.py" "$pretrain/stage2.yaml" --preset nano "${corpus[@]}" --precision "$precision" \
-    "${long[@]}" --start "$work/stage1" --output_folder "$work/stage2"
+second=(--preset nano "${corpus[@]}" "${batches[@]}" --start "$work/stage1" --total_steps "$steps" --ema_decay 0.999)
+if [[ ${GPU:-} == 1 ]]; then
+    second+=(--adversarial_from "$((steps * 2 / 3))" --discriminator_lr 0.0003)
+fi
+"$python" "$pretrain/train.py" "$pretrain/stage2.yaml" "${second[@]}" --output_folder "$work/stage2" \
+    ${LIMIT:+--time_limit "$LIMIT"}
 # The ablation: the same without the semantic anchoring loss, as far as tells the two apart.
-"$python" "$pretrain/train.py" "$pretrain/stage2.yaml" --preset nano "${corpus[@]}" --precision "$precision" \
-    "${long[@]}" --start "$work/stage1" --output_folder "$work/no_anchoring" --semantic_weight 0 --stop_at 500
+"$python" "$pretrain/train.py" "$pretrain/stage2.yaml" "${second[@]}" --output_folder "$work/no_anchoring" \
+    --semantic_weight 0 --stop_at 500
 
-"$python" -m wavcube_plugins.nano.measure --corpus "$work/corpus" --stage1 "$work/stage1" --stage2 "$work/stage2" \
+"$python" -m wavcube_plugins.nano.measure --corpus "$work/natural" --stage1 "$work/stage1" --stage2 "$work/stage2" \
     --no-anchoring "$work/no_anchoring" ${RECORDINGS:+--recordings "$RECORDINGS"} --out "$work/scores.json"
 cat "$nano/card.md" "$work/scores.md" > "$work/notes.md"
 "$python" -m wavcube_plugins.cli export "$work/stage2" "$export" --dtype float16 --license apache-2.0 --notes "$work/notes.md" \
-    --data "ten hours of speech synthesised by espeak-ng and SVOX Pico; no recordings"
+    --data "speech synthesised by Kokoro-82M, espeak-ng and SVOX Pico; no recordings"
 # Stage 1 of the preset starts from it.
 "$python" - "$work/teacher/export" "$export/teacher" <<'PYTHON'
 import sys
