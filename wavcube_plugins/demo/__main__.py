@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -224,11 +225,23 @@ def _load(name: str):
     return model
 
 
+def _judged(judges: dict, reference, estimate, rate: int) -> dict[str, float]:
+    """Return what the judges say of an output, but for those that find no speech in it."""
+    from wavcube_plugins.evaluation.metrics import MetricError
+
+    scores = {}
+    for name, judge in judges.items():
+        with contextlib.suppress(MetricError):
+            scores[name] = judge(reference, estimate, rate)
+    return scores
+
+
 def _reconstruct(model, name: str, utterances: Sequence, folder: Path) -> tuple[list, float]:
     import torch
 
     from wavcube_plugins.audio import read_audio, write_audio
     from wavcube_plugins.demo.report import Reconstruction
+    from wavcube_plugins.evaluation.judges import installed_judges
     from wavcube_plugins.evaluation.metrics import compare
     from wavcube_plugins.evaluation.plots import comparison_figure, png_bytes
     from wavcube_plugins.models.lengths import pad_batch
@@ -242,6 +255,7 @@ def _reconstruct(model, name: str, utterances: Sequence, folder: Path) -> tuple[
         start = time.monotonic()
         outputs, _ = model.reconstruct(batch, lengths)
     speed = float(lengths.sum()) / rate / (time.monotonic() - start)
+    judges = installed_judges()
     label = f"output of {name}" + ("" if model.trained else " (UNTRAINED)")
     results = []
     for index, (utterance, waveform) in enumerate(zip(utterances, inputs, strict=True)):
@@ -260,20 +274,17 @@ def _reconstruct(model, name: str, utterances: Sequence, folder: Path) -> tuple[
         write_audio(files[1], output, rate)
         files[2].write_bytes(png_bytes(figure))
         given, made, picture = (file.read_bytes() for file in files)
-        results.append(Reconstruction(utterance, given, made, picture, comparison))
+        judged = _judged(judges, waveform, output, rate)
+        results.append(Reconstruction(utterance, given, made, picture, comparison, judged))
     return results, speed
 
 
 def _print_reconstructions(reconstructions: Sequence, speed: float) -> None:
-    from wavcube_plugins.demo.report import METRICS, mean, metric_text
+    from wavcube_plugins.demo.report import METRICS, metric_texts, shown
 
-    rows = [["utterance", *(label for _, label, _ in METRICS)]]
-    for item in reconstructions:
-        rows.append(
-            [item.utterance.name, *(metric_text(name, getattr(item.comparison, name)) for name, _, _ in METRICS)]
-        )
-    means = [mean([getattr(item.comparison, name) for item in reconstructions]) for name, _, _ in METRICS]
-    rows.append(["mean", *(metric_text(name, value) for (name, _, _), value in zip(METRICS, means, strict=True))])
+    rows = [["utterance", *(METRICS[name][0] for name in shown(reconstructions))]]
+    names = [*(item.utterance.name for item in reconstructions), "mean"]
+    rows += [[name, *texts] for name, texts in zip(names, metric_texts(reconstructions), strict=True)]
     _print_table(rows)
     print(f"      {speed:.1f} times faster than real time, encoding and decoding together")
 
@@ -342,7 +353,9 @@ def _write_results(path: Path, findings) -> None:
         "model": findings.model,
         "trained": findings.trained,
         "speed": round(findings.speed, 2),
-        "reconstruction": {item.utterance.name: item.comparison.to_dict() for item in findings.reconstructions},
+        "reconstruction": {
+            item.utterance.name: {**item.comparison.to_dict(), **item.judged} for item in findings.reconstructions
+        },
         "tasks": {
             run.name: {
                 "metric": run.task.metric,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
-import html
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
 
 from wavcube_plugins.demo.superb import DemoRun, DemoTask
 from wavcube_plugins.evaluation.metrics import Comparison
@@ -15,35 +17,51 @@ from wavcube_plugins.evaluation.plots import curves_figure, png_bytes
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.synthetic.bundled import Utterance
 
-METRICS = (
-    ("stoi", "STOI", "{:.3f}"),
-    ("pesq", "PESQ-WB", "{:.2f}"),
-    ("si_sdr", "SI-SDR (dB)", "{:.1f}"),
-    ("mel_distance", "log-mel distance", "{:.3f}"),
-)
+# What the metrics are called and how they are written; the judges' are there where the judges are installed.
+METRICS = {
+    "stoi": ("STOI", "{:.3f}"),
+    "pesq": ("PESQ-WB", "{:.2f}"),
+    "dnsmos": ("DNSMOS", "{:.2f}"),
+    "voice": ("voice similarity", "{:.3f}"),
+    "si_sdr": ("SI-SDR (dB)", "{:.1f}"),
+    "mel_distance": ("log-mel distance", "{:.3f}"),
+}
 UPSTREAMS = {
     "wavcube": "WavCube",
     "fbank": "log-mel (fbank)",
     "fbank_no_cmvn": "log-mel, not normalised (fbank_no_cmvn)",
 }
 NOTES = {
-    "sid": "Accuracy on {tests} test utterances of {speakers} speakers; guessing gives {chance:.0f}&nbsp;%. "
+    "sid": "Accuracy on {tests} test utterances of {speakers} speakers; guessing gives {chance:.0f} %. "
     "SUPERB's head averages over time and is linear. s3prl's fbank is normalised to zero mean over each utterance, so "
     "that head sees nothing of it and can only guess; the log-mel without that normalisation is the fair comparison.",
-    "pr": "Phone error rate on {tests} test utterances, of sentences that were not trained on; 100&nbsp;% is what "
+    "pr": "Phone error rate on {tests} test utterances, of sentences that were not trained on; 100 % is what "
     "saying nothing costs. The head is linear, frame by frame, with CTC.",
 }
 
 
+_TEMPLATE = "report.html.jinja"
+
+
 @dataclass(frozen=True)
 class Reconstruction:
-    """An utterance that went through the model: 16-bit WAV files and a PNG, as bytes, and the metrics."""
+    """An utterance that went through the model: 16-bit WAV files and a PNG, as bytes, and the metrics.
+
+    `judged` is what the installed judges say of it, by name.
+    """
 
     utterance: Utterance
     input_wav: bytes
     output_wav: bytes
     picture: bytes
     comparison: Comparison
+    judged: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """All metrics by name, NaN where one is not defined."""
+        names = [name for name in METRICS if hasattr(self.comparison, name)]
+        return {**{name: getattr(self.comparison, name) for name in names}, **self.judged}
 
 
 @dataclass(frozen=True)
@@ -87,8 +105,7 @@ def upstream_text(run: DemoRun, findings: Findings) -> str:
 
 def metric_text(name: str, value: float) -> str:
     """Return a reconstruction metric as text, "–" where it is not defined."""
-    template = next(template for key, _, template in METRICS if key == name)
-    return "–" if math.isnan(value) else template.format(value)
+    return "–" if math.isnan(value) else METRICS[name][1].format(value)
 
 
 def score_text(run: DemoRun) -> str:
@@ -105,150 +122,88 @@ def write_report(path: Path, findings: Findings) -> None:
 def render(findings: Findings) -> str:
     """Return the page."""
     tasks = list({run.task.name: run.task for run in findings.runs}.values())
-    sections = [
-        _header(findings, tasks),
-        _reconstruction(findings),
-        *(_task(task, findings) for task in tasks),
-        _how(findings),
-    ]
-    title = f"WavCube demo · {html.escape(findings.model)}"
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n" + "\n".join(sections) + "\n</main>\n</body>\n</html>\n"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    labels = [METRICS[name][0] for name in shown(findings.reconstructions)]
+    *texts, means = metric_texts(findings.reconstructions)
+    return environment.get_template(_TEMPLATE).render(
+        findings=findings,
+        style=Markup(_STYLE),
+        labels=labels,
+        texts=texts,
+        means=means,
+        cards=[*((text, f"mean {label}") for text, label in zip(means, labels, strict=True)), *_cards(findings, tasks)],
+        tasks=[_task(task, findings) for task in tasks],
+        commands=_commands(findings),
     )
 
 
-def _header(findings: Findings, tasks: Sequence[DemoTask]) -> str:
-    warning = ""
-    if not findings.trained:
-        warning = (
-            '<p class="warning"><strong>These weights are untrained.</strong> '
-            f"The model “{html.escape(findings.model)}” was built from a fixed seed and has learned nothing: its "
-            "reconstructions are noise, and its task scores are those of a random network. Everything here shows that "
-            "the whole way works, and nothing of what a trained model can do.</p>"
-        )
+def shown(reconstructions: Sequence[Reconstruction]) -> list[str]:
+    """Return the names of the metrics that some reconstruction was measured by, in their order."""
+    return [name for name in METRICS if any(name in item.scores for item in reconstructions)]
+
+
+def metric_texts(reconstructions: Sequence[Reconstruction]) -> list[list[str]]:
+    """Return the metrics of each reconstruction as text, and then their means."""
+    names = shown(reconstructions)
+    rows = [[item.scores.get(name, math.nan) for name in names] for item in reconstructions]
+    rows.append([mean(column) for column in zip(*rows, strict=True)])
+    return [[metric_text(name, value) for name, value in zip(names, row, strict=True)] for row in rows]
+
+
+def _cards(findings: Findings, tasks: Sequence[DemoTask]) -> list[tuple[str, str]]:
+    """Return WavCube's scores of the tasks for the top of the page, each with what it is."""
     cards = []
-    for name, label, _ in METRICS:
-        value = mean([getattr(item.comparison, name) for item in findings.reconstructions])
-        cards.append((metric_text(name, value), f"mean {label}"))
     for task in tasks:
         run = next(run for run in findings.runs if run.task.name == task.name and run.upstream == "wavcube")
         cards.append((score_text(run), f"{task.title}, {task.metric_title}"))
-    boxes = "".join(
-        f'<div class="card"><div class="number">{html.escape(value)}</div><div>{html.escape(label)}</div></div>'
-        for value, label in cards
-    )
-    return (
-        "<header><h1>WavCube demo</h1>"
-        f'<p class="lead">Speech through the model “{html.escape(findings.model)}” and back, and two SUPERB tasks on '
-        f"its latent through s3prl.</p>{warning}"
-        f'<div class="cards">{boxes}</div></header>'
-    )
+    return cards
 
 
-def _reconstruction(findings: Findings) -> str:
-    head = "".join(f"<th>{html.escape(label)}</th>" for _, label, _ in METRICS)
-    rows, items = [], []
-    for item in findings.reconstructions:
-        utterance, comparison = item.utterance, item.comparison
-        cells = "".join(f"<td>{metric_text(name, getattr(comparison, name))}</td>" for name, _, _ in METRICS)
-        rows.append(f'<tr><td><a href="#{utterance.name}">{html.escape(utterance.name)}</a></td>{cells}</tr>')
-        items.append(
-            f'<article id="{utterance.name}"><h3>{html.escape(utterance.name)}</h3>'
-            f'<p class="text">{html.escape(utterance.text)}</p>'
-            f'<div class="players"><label>input {_audio(item.input_wav)}</label>'
-            f"<label>output {_audio(item.output_wav)}</label></div>"
-            f"<details{'' if items else ' open'}><summary>waveforms and log-mel spectrograms</summary>"
-            f"{_image(item.picture, f'Waveforms and log-mel spectrograms of {utterance.name}')}</details></article>"
-        )
-    means = "".join(
-        f"<td>{metric_text(name, mean([getattr(item.comparison, name) for item in findings.reconstructions]))}</td>"
-        for name, _, _ in METRICS
-    )
-    facts = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
-        for name, value in findings.model_facts.items()
-    )
-    return (
-        "<section><h2>Reconstruction</h2>"
-        "<p>Each utterance is encoded to the latent and decoded again. STOI and PESQ are better the higher, the "
-        "log-mel distance the lower. SI-SDR compares the waveforms sample by sample, so it is low wherever a decoder "
-        "chooses phases of its own, however good that sounds.</p>"
-        f'<div class="side"><table><thead><tr><th>utterance</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody>'
-        f"<tfoot><tr><td>mean</td>{means}</tr></tfoot></table>"
-        f'<table class="facts">{facts}</table></div>{"".join(items)}</section>'
-    )
-
-
-def _task(task: DemoTask, findings: Findings) -> str:
+def _task(task: DemoTask, findings: Findings) -> dict[str, object]:
+    """Return what the page shows of a task."""
     runs = [run for run in findings.runs if run.task.name == task.name]
-    names = {run.name: upstream_text(run, findings) for run in runs}
+    choose = max if task.higher_is_better else min
     scores = [run.score for run in runs if not run.error and math.isfinite(run.score)]
-    best = (max(scores) if task.higher_is_better else min(scores)) if scores else None
     rows = []
     for run in runs:
-        mark = ' class="best"' if best is not None and not run.error and run.score == best else ""
         dev = [value for _, value in run.curves.get("dev", [])]
-        best_dev = (max if task.higher_is_better else min)(dev, default=math.nan)
         rows.append(
-            f"<tr{mark}><td>{html.escape(names[run.name])}</td><td>{score_text(run)}</td>"
-            f"<td>{f'{100 * best_dev:.1f} %' if dev else '–'}</td><td>{run.seconds:.0f} s</td></tr>"
+            {
+                "name": upstream_text(run, findings),
+                "score": score_text(run),
+                "dev": f"{100 * choose(dev):.1f} %" if dev else "–",
+                "seconds": run.seconds,
+                "error": run.error,
+                "best": bool(scores) and not run.error and run.score == choose(scores),
+            }
         )
-        if run.error:
-            rows.append(f'<tr><td colspan="4" class="failed">{html.escape(run.error)}</td></tr>')
     curves = {run.upstream: [(step, 100 * value) for step, value in run.curves.get("dev", [])] for run in runs}
     figure = curves_figure(curves, ylabel=f"{task.metric_title} (%)", title="Learning curves on dev")
     tests, speakers = findings.test_sizes
     note = NOTES.get(task.name, "").format(tests=tests, speakers=speakers, chance=100 / speakers)
-    return (
-        f"<section><h2>{html.escape(task.title)}</h2><p>s3prl’s <code>{task.downstream}</code>, "
-        f"{task.steps} steps of 8 utterances, upstream frozen. {note}</p>"
-        f'<div class="side"><table class="scores"><thead><tr><th>upstream</th>'
-        f"<th>test {html.escape(task.metric_title)}</th><th>best dev</th><th>time</th></tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table>"
-        f"{_image(png_bytes(figure), f'Learning curves of {task.title}')}</div>{_examples(runs)}</section>"
-    )
+    return {"task": task, "rows": rows, "note": note, "curves": png_bytes(figure), "examples": _examples(runs)}
 
 
-def _examples(runs: Sequence[DemoRun]) -> str:
+def _examples(runs: Sequence[DemoRun]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return what was said in a few utterances, and what was recognised with each upstream."""
     said = next((run.examples for run in runs if run.examples), [])
-    if not said:
-        return ""
-    rows = []
-    for index, (reference, _) in enumerate(said):
-        rows.append(f'<tr class="said"><td>said</td><td>{html.escape(reference)}</td></tr>')
-        for run in runs:
-            if index < len(run.examples):
-                heard = html.escape(run.examples[index][1]) or "<em>nothing</em>"
-                rows.append(f"<tr><td>{html.escape(run.upstream)}</td><td>{heard}</td></tr>")
-    return f'<h3>What was recognised</h3><table class="phones">{"".join(rows)}</table>'
+    return [
+        (reference, [(run.upstream, run.examples[index][1]) for run in runs if index < len(run.examples)])
+        for index, (reference, _) in enumerate(said)
+    ]
 
 
-def _how(findings: Findings) -> str:
+def _commands(findings: Findings) -> str:
     lines = [f"cd {findings.workspace}", "export PYTHONPATH=$PWD", ""]
     for run in findings.runs:
         lines += [" ".join(command) for command in run.commands] + [""]
-    facts = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in findings.facts.items()
-    )
-    return (
-        "<section><h2>How this was made</h2><p>The speech was synthesised with espeak-ng from sentences written for "
-        "this purpose; its phones are exact. The tasks ran through s3prl’s own script and training loop, in a private "
-        "copy of the installed package: every file of it is as installed, and where s3prl’s wheel lacks "
-        "<code>downstream/ctc/corpus/libriphone.py</code>, which its phone recognition needs, one of ours is beside "
-        "them. ESPnet, which s3prl would import at every start, is kept out. The commands:</p>"
-        f'<pre>{html.escape(chr(10).join(lines).rstrip())}</pre><table class="facts">{facts}</table></section>'
-    )
-
-
-def _audio(wav: bytes) -> str:
-    return f'<audio controls src="data:audio/wav;base64,{base64.b64encode(wav).decode()}"></audio>'
-
-
-def _image(png: bytes, description: str) -> str:
-    data = base64.b64encode(png).decode()
-    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
+    return "\n".join(lines).rstrip()
 
 
 _STYLE = """

@@ -7,9 +7,10 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
 from wavcube_plugins.checkpoints import CheckpointError
 from wavcube_plugins.errors import InputError
@@ -21,6 +22,61 @@ from wavcube_plugins.pretraining.losses import STAGE_WEIGHTS
 CARD_NAME = "README.md"
 TAGS = ("audio", "speech", "audio-codec", "speech-representation", "wavcube")
 PAPER = "https://arxiv.org/abs/2605.06407"
+
+_TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ name }}
+
+A WavCube: one compact continuous representation of speech, for understanding, reconstruction and generation
+([paper]({{ paper }})).
+
+{{ sizes }}
+
+## Training
+
+{{ training }}
+
+## Scores
+
+{{ scores }}
+
+{% if notes %}{{ notes }}
+
+{% endif %}## Use
+
+```bash
+pip install .                                        # in a clone of WavCube plugins
+wavcube reconstruct speech.wav --model {{ name }}        # in the folder above this one
+wavcube extract corpus/ latents/ --model {{ name }}
+```
+
+```python
+import torch
+from wavcube_plugins import load_model
+
+model = load_model("{{ name }}")
+with torch.inference_mode():
+    latent, frames = model.encode(waveforms, lengths)  # (B, T), (B,) samples -> (B, L, {{ latent_dim }}), (B,) frames
+    waveforms, lengths = model.decode(latent, frames)
+```
+
+In s3prl: `python run_downstream.py -m train -u wavcube -k {{ name }} -d example -n first_try`.
+
+## Limits
+
+{% for limit in limits %}* {{ limit }}
+{% endfor %}
+## Licence of the weights
+
+{% if license %}They are released under: {{ license }}{% else %}Whoever published them has not stated one.{% endif %}
+"""
+_LIMITS = (
+    "It is made for speech of one talker at 16 kHz, not for music, overlapping talkers or noise.",
+    "A voice that it reconstructs is a likeness: do not use it to imitate anyone who has not agreed.",
+    "The licences and terms of the encoder it started from and of its training data apply as well.",
+)
 
 Scores = Mapping[str, "float | str | Mapping[str, float | str]"]
 
@@ -110,7 +166,7 @@ def check_scores(scores: object) -> list[dict[str, float | str]]:
             isinstance(value, (int, float, str)) and not isinstance(value, bool) for value in values.values()
         )
 
-    if plain(scores) and scores:
+    if isinstance(scores, Mapping) and scores and plain(scores):
         return [{"metric": name, "score": value} for name, value in scores.items()]
     if isinstance(scores, Mapping) and scores and all(map(plain, scores.values())):
         return [{"test set": name, **values} for name, values in scores.items()]
@@ -138,7 +194,7 @@ def last_validation(run: str | os.PathLike, step: int | None) -> tuple[int, list
 def write_card(
     model: WavCube,
     name: str,
-    run: Mapping[str, object],
+    run: Mapping[str, Any],
     license: str | None,
     data: str | None,
     rows: list[dict[str, float | str]],
@@ -157,100 +213,68 @@ def write_card(
         caption: What to say of these scores.
         notes: Markdown behind the scores.
     """
-    config, metadata = model.config, model.metadata
-    stage = int(metadata.get("stage", 0))
-    settings = dict(run["settings"])
-    if stage in STAGE_WEIGHTS and settings.get("adversarial_from") is None:
-        settings["adversarial_from"] = STAGE_WEIGHTS[stage].adversarial_from
-    head = {"library_name": "wavcube_plugins", "tags": list(TAGS)}
-    if license:
-        head["license"] = license
     # The hub takes names of its data sets alone; anything else stands in the text.
     names = [part.strip() for part in (data or "").split(",")]
-    if all(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", part) for part in names):
-        head["datasets"] = names
-    sizes = {
+    datasets = names if all(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", part) for part in names) else None
+    head = ModelCardData(library_name="wavcube_plugins", tags=list(TAGS), license=license, datasets=datasets)
+    card = ModelCard.from_template(
+        head,
+        template_str=_TEMPLATE,
+        name=name,
+        paper=PAPER,
+        latent_dim=model.latent_dim,
+        sizes=_table([{"what": key, "value": value} for key, value in _sizes(model).items()]),
+        training=_table([{"what": key, "value": value} for key, value in _training(model, run, data).items()]),
+        scores=f"{_table(rows)}\n\n{caption}" if rows else "None were measured.",
+        notes=notes.strip() if notes else "",
+        limits=_limits(model),
+        license=license,
+    )
+    return f"{str(card).rstrip()}\n"
+
+
+def _sizes(model: WavCube) -> dict[str, str]:
+    config = model.config
+    compressed = "" if config.wavlm_layer == -1 else f", of which hidden state {config.wavlm_layer} is compressed"
+    return {
         "sample rate": f"{model.sample_rate:,} Hz",
         "latent": f"{model.latent_dim} numbers per frame, {model.frame_rate:g} frames per second",
         "bottleneck": config.bottleneck.kind,
-        "encoder": f"{config.wavlm.num_layers} layers of {config.wavlm.hidden_dim}"
-        + ("" if config.wavlm_layer == -1 else f", of which hidden state {config.wavlm_layer} is compressed"),
+        "encoder": f"{config.wavlm.num_layers} layers of {config.wavlm.hidden_dim}{compressed}",
         "decoder": f"{config.decoder.num_layers} layers of {config.decoder.dim} and "
         f"{config.decoder.vocoder_layers} of {config.decoder.vocoder_dim}",
         "parameters": f"{sum(weight.numel() for weight in model.parameters()):,}",
     }
-    training = {
+
+
+def _training(model: WavCube, run: Mapping[str, Any], data: str | None) -> dict[str, str]:
+    metadata, settings = model.metadata, dict(run["settings"])
+    stage = int(metadata.get("stage", 0))
+    if stage in STAGE_WEIGHTS and settings.get("adversarial_from") is None:
+        settings["adversarial_from"] = STAGE_WEIGHTS[stage].adversarial_from
+    steps = metadata.get("global_step", "")
+    earlier = [(part["until"], _of_interest(part["settings"])) for part in run.get("earlier", ())]
+    return {
         "stage": _STAGES.get(stage, "unknown"),
-        "steps": f"{int(metadata['global_step']):,}" if metadata.get("global_step", "").isdecimal() else "unknown",
+        "steps": f"{int(steps):,}" if steps.isdecimal() else "unknown",
         "started from": metadata.get("origin", "unknown"),
         "data": data or "not stated",
         **_of_interest(settings),
         **{
-            f"until step {part['until']:,}": ", ".join(f"{label} {value}" for label, value in interesting.items())
-            for part in run.get("earlier", ())
-            if (interesting := _of_interest(part["settings"]))
+            f"until step {until:,}": ", ".join(f"{label} {value}" for label, value in part.items())
+            for until, part in earlier
+            if part
         },
     }
-    limits = [
-        "It is made for speech of one talker at 16 kHz. Music, overlapping talkers and noise were not aimed at.",
-        "A voice that it reconstructs is a likeness: do not use it to imitate anyone who has not agreed.",
-        "Licences and terms of the encoder it started from and of its training data hold besides its own.",
-    ]
-    if stage == 1:
-        limits.insert(0, "The latent of stage 1 keeps meaning and drops much of the voice; stage 2 brings that back.")
-    if config.bottleneck.kind != "ae":
-        limits.insert(0, "The latent that it gives is the mean; nothing is drawn at inference.")
-    limits_text = "\n".join(f"* {limit}" for limit in limits)
-    scores_text = f"{_table(rows)}\n\n{caption}" if rows else "None were measured."
-    notes_text = f"{notes.strip()}\n\n" if notes else ""
-    license_text = f"They are given under: {license}" if license else "Whoever published them has not stated one."
-    return f"""---
-{yaml.safe_dump(head, sort_keys=True, allow_unicode=True).strip()}
----
 
-# {name}
 
-A WavCube: one compact continuous representation of speech, for understanding, reconstruction and generation
-([paper]({PAPER})).
-
-{_table([{"what": key, "value": value} for key, value in sizes.items()])}
-
-## Training
-
-{_table([{"what": key, "value": value} for key, value in training.items()])}
-
-## Scores
-
-{scores_text}
-
-{notes_text}## Use
-
-```bash
-pip install wavcube-plugins
-wavcube reconstruct speech.wav --model {name}        # in the folder above this one
-wavcube extract corpus/ latents/ --model {name}
-```
-
-```python
-import torch
-from wavcube_plugins import load_model
-
-model = load_model("{name}")
-with torch.inference_mode():
-    latent, frames = model.encode(waveforms, lengths)  # (B, T), (B,) samples -> (B, L, {model.latent_dim}), (B,) frames
-    waveforms, lengths = model.decode(latent, frames)
-```
-
-In s3prl: `python run_downstream.py -m train -u wavcube -k {name} -d example -n first_try`.
-
-## Limits
-
-{limits_text}
-
-## Licence of the weights
-
-{license_text}
-"""
+def _limits(model: WavCube) -> list[str]:
+    limits: list[str] = list(_LIMITS)
+    if int(model.metadata.get("stage", 0)) == 1:
+        limits.insert(0, "The latent of stage 1 keeps meaning and drops much of the voice; stage 2 restores the voice.")
+    if model.config.bottleneck.kind != "ae":
+        limits.insert(0, "The latent is the mean; nothing is sampled at inference.")
+    return limits
 
 
 def _of_interest(settings: Mapping[str, object]) -> dict[str, str]:
