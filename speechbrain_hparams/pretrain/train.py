@@ -73,14 +73,14 @@ NUMBERS = {
     "crop_seconds": 0.1, "valid_seconds": 0.1, "discriminator_width": 0.001, "lr": 0.0, "weight_decay": 0.0,
     "beta1": 0.0, "beta2": 0.0, "mel_weight": 0.0, "adversarial_weight": 0.0, "semantic_weight": 0.0, "kl_weight": 0.0,
     "phase_weight": 0.0, "max_gradient_norm": 1e-6, "ckpt_interval_minutes": 0, "discriminator_lr": 0.0,
-    "ema_decay": 0.0,
+    "ema_decay": 0.0, "time_limit": 0.001,
 }  # fmt: skip
-FLAGS = ("disturb", "init_adapters", "compile", "checkpointing", "utmos", "speaker_similarity", "wer")
-TEXTS = ("output_folder", "train", "valid", "root", "size", "backbone", "start", "bottleneck")
+FLAGS = ("disturb", "init_adapters", "compile", "checkpointing", "dnsmos", "voice_similarity", "utmos")
+TEXTS = ("output_folder", "train", "valid", "root", "size", "backbone", "start", "bottleneck", "wer")
 OPTIONAL = (
     "valid", "root", "backbone", "start", "latent_dim", "mel_weight", "adversarial_weight", "semantic_weight",
     "kl_weight", "phase_weight", "adversarial_from", "max_gradient_norm", "stop_at", "discriminator_lr", "ema_decay",
-    "train_weights",
+    "train_weights", "wer", "time_limit",
 )  # fmt: skip
 
 NEVER = "never"
@@ -97,7 +97,8 @@ OF_THE_START = ("size", "bottleneck", "latent_dim", "frame_rate", "wavlm_layer",
 # What may change in a run without a word: nothing that is learnt depends on it.
 OF_NO_CONSEQUENCE = {
     "output_folder", "preset", "num_workers", "stop_at", "most_skipped", "compile", "checkpointing", "validate_every",
-    "keep", "ckpt_interval_minutes", "log_every", "examples", "utmos", "speaker_similarity", "wer", "valid_seconds",
+    "keep", "ckpt_interval_minutes", "log_every", "examples", "dnsmos", "voice_similarity",
+    "utmos", "wer", "valid_seconds",
 }  # fmt: skip
 
 
@@ -125,6 +126,9 @@ class PretrainingBrain(sb.Brain):
         self.total = settings["stop_at"] or settings["total_steps"]
         self.every = settings["validate_every"]
         self.done = 0
+        self.clock = Clock(settings["time_limit"])
+        if settings["time_limit"] is not None and self.world_size > 1:
+            raise ValueError("a time_limit holds for one process; with several, give --total_steps")
         self.sampler = data.StepSampler(
             len(train), settings["batch_size"], settings["seed"], get_rank() or 0, self.world_size, train.mixture
         )
@@ -153,6 +157,8 @@ class PretrainingBrain(sb.Brain):
         self.skipped: dict[str, str] = {}
         checkpointer.add_recoverable("model", _Recoverable(self._weights, self._load_weights))
         checkpointer.add_recoverable("discriminators", start.discriminators)
+        if self.clock.limit is not None:
+            checkpointer.add_recoverable("clock", _Recoverable(self.clock.state_dict, self.clock.load_state_dict))
 
     def train(self) -> None:
         """Train to the end, going on from the last checkpoint if there is one."""
@@ -169,6 +175,8 @@ class PretrainingBrain(sb.Brain):
         checkpoint = self.checkpointer.find_checkpoint()
         if checkpoint is not None:
             self.done = checkpoint.meta["step"]
+        if self.clock.share >= 1:
+            self.total = self.done
 
     def _epochs(self) -> Iterator[int]:
         # Counted in steps, not in epochs, so that a resumed run may validate more often or end later than before. An
@@ -234,14 +242,18 @@ class PretrainingBrain(sb.Brain):
                 mininterval=0.5 if sys.stderr.isatty() else 30,
             )
             self.last_log = (time.monotonic(), self.done)
+            self.clock.start()
         else:
             self.sums, self.count, self.examples = {}, 0, []
 
     def fit_batch(self, batch):
         step = self.done
         self._note_skipped(batch.skipped)
-        result = self.pretraining(batch.waveforms, step)
+        result = self.pretraining(batch.waveforms, step, self.clock.scheduled(step, self.settings["total_steps"]))
         self.done = step + 1
+        if self.clock.share >= 1:
+            # What was read ahead is still trained on, at a learning rate of nothing.
+            self.sampler.stopped, self.total = True, self.done
         self.progress.update()
         if result.skipped:
             logging.getLogger(__name__).warning(
@@ -279,6 +291,7 @@ class PretrainingBrain(sb.Brain):
     def on_stage_end(self, stage, stage_loss, epoch=None):
         if stage == sb.Stage.TRAIN:
             self.progress.close()
+            self.clock.stop()
             return
         scores = self._averages()
         if self.report:
@@ -334,6 +347,48 @@ class PretrainingBrain(sb.Brain):
 
     def _load_weights(self, state: dict) -> None:
         runs.load_weights(self.start.model, state, self.stage_number)
+
+
+class Clock:
+    """Counts the time that a run has trained, over all of its starts; without a limit it changes nothing.
+
+    Args:
+        limit: In minutes, or None.
+    """
+
+    now = staticmethod(time.monotonic)
+
+    def __init__(self, limit: float | None):
+        self.limit = limit
+        self._before, self._started = 0.0, None
+
+    def start(self) -> None:
+        """Go on counting."""
+        self._started = self.now()
+
+    def stop(self) -> None:
+        """Stop counting, as while a validation runs."""
+        self._before, self._started = self.seconds, None
+
+    @property
+    def seconds(self) -> float:
+        """What was counted so far."""
+        return self._before + (0.0 if self._started is None else self.now() - self._started)
+
+    @property
+    def share(self) -> float:
+        """Which part of the limit is used up, 0 without one."""
+        return 0.0 if self.limit is None else self.seconds / (60 * self.limit)
+
+    def scheduled(self, step: int, total: int) -> int | None:
+        """Return the step at which a schedule of so many steps stands by the clock, None without a limit."""
+        return None if self.limit is None else max(step, min(total, int(self.share * total)))
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self._before, self._started = state["seconds"], None
 
 
 @register_checkpoint_hooks

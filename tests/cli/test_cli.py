@@ -850,8 +850,10 @@ def speech(folder):
 
 def test_compare_prints_scores_and_saves_a_picture(run, speech):
     run("compare", "speech.wav", "worse.wav")
-    rows = dict(line.split(maxsplit=1) for line in run.out.replace("mel distance", "mel").splitlines())
-    assert list(rows) == ["STOI", "PESQ-WB", "SI-SDR", "mel", "compared", "picture"]
+    printed = run.out.replace("mel distance", "mel").replace("voice similarity", "voice")
+    rows = dict(line.split(maxsplit=1) for line in printed.splitlines())
+    assert list(rows) == ["STOI", "PESQ-WB", "SI-SDR", "mel", "DNSMOS", "voice", "compared", "picture"]
+    assert 1 <= float(rows["DNSMOS"]) <= 5 and 0 < float(rows["voice"]) <= 1
     assert 0.5 < float(rows["STOI"]) < 1.0
     assert 1.0 < float(rows["PESQ-WB"]) < 4.6
     assert float(rows["SI-SDR"].removesuffix(" dB")) == pytest.approx(20 * np.log10(0.1 / np.sqrt(2) / 0.03), abs=0.5)

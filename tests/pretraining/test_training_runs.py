@@ -1,6 +1,8 @@
 """Training runs by train.py: what they leave behind, how they go on after a stop, and what bad input gets."""
 
+import functools
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -350,6 +352,24 @@ def test_averaged_mixed_and_disturbed_a_run_resumes_exactly_and_exports_the_aver
     live = final_state(whole)[0]
     assert all(torch.equal(exported[name], weight) for name, weight in averages[0].items())
     assert any(not torch.equal(exported[name], live[name]) for name in averages[0])
+
+
+def test_a_time_limit_ends_a_run_with_its_schedule_and_counts_every_start(train, script, tmp_path, monkeypatch):
+    # A clock that goes on by a second whenever somebody looks at it: two minutes are a few dozen steps of a million.
+    monkeypatch.setattr(script.Clock, "now", functools.partial(next, itertools.count(1.0)))
+    settings = {"total_steps": 1_000_000, "time_limit": 2, "validate_every": 1_000_000, "log_every": 1}
+    run = train(1, tmp_path / "run", stop_at=2, **settings)
+    lines = [line for line in progress(run) if "learning rate" in line]
+    assert len(lines) == 2
+    train(1, run, **settings)
+    lines = [line for line in progress(run) if "learning rate" in line]
+    rates = [line["learning rate"] for line in lines]
+    assert 20 < len(rates) < 120 and rates[-1] < 0.01 * max(rates)
+    (last,) = [path for path in runs.checkpoints(run) if runs.read_meta(path)["step"] == lines[-1]["step"]]
+    assert runs.read_meta(last)["mel"] > 0 and 120 <= torch.load(last / "clock.ckpt")["seconds"] < 130
+    # There is nothing left to do.
+    train(1, run, **settings)
+    assert progress(run)[-1]["step"] == lines[-1]["step"]
 
 
 def test_a_stage_2_run_goes_on_without_the_folder_it_came_from(train, material, tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ from wavcube_plugins.errors import OK, InputError
 
 # The rate that PESQ-WB is defined at, and that the other scores are published at.
 _RATE = 16000
+# What the judges' scores are called, and how they are written.
+_TITLES = {"dnsmos": ("DNSMOS", ".2f"), "voice": ("voice similarity", ".3f"), "wer": ("word errors", ".1%")}
 
 
 def register(commands) -> None:
@@ -21,7 +23,7 @@ def register(commands) -> None:
         summary="scores and a picture of two recordings",
         description="Compare an estimate with its reference, both as mono at 16 kHz: STOI, PESQ, SI-SDR and mel\n"
         "distance, and a picture of both spectrograms. The recordings are not aligned; the end of the longer one is\n"
-        "left out.",
+        "left out. DNSMOS and the similarity of the voices are shown where the extra `eval` is installed.",
         example="wavcube compare speech.wav speech.wavcube.wav -o comparison.png",
     )
     command.add_argument("reference", metavar="REFERENCE", type=Path, help="audio file")
@@ -35,6 +37,12 @@ def register(commands) -> None:
         metavar="FILE",
         help="where to save the picture (.png, .pdf or .svg), or a folder for it; default: ESTIMATE.comparison.png in "
         "the current folder",
+    )
+    command.add_argument(
+        "--whisper",
+        metavar="MODEL",
+        help="count word errors too, by a Whisper: a folder as faster-whisper reads it, or a name on the Hugging Face "
+        "hub such as base, which is downloaded",
     )
     command.add_argument("--json", action="store_true", help="print JSON")
 
@@ -58,11 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     reference, estimate = (read_audio(path, _RATE) for path in paths)
     comparison = compare(reference, estimate, _RATE)
+    judged, remarks = _judge(reference, estimate, arguments.whisper)
     # The scores come first: if the picture cannot be drawn, they are not lost.
     if arguments.json:
-        say(json.dumps({**comparison.to_dict(), "picture": str(picture)}, indent=2))
+        say(json.dumps({**comparison.to_dict(), **judged, "picture": str(picture)}, indent=2))
     else:
-        for remark in comparison.notes:
+        for remark in (*comparison.notes, *remarks):
             note(remark)
         say_table(
             {
@@ -70,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "PESQ-WB": f"{comparison.pesq:.2f}",
                 "SI-SDR": f"{comparison.si_sdr:.2f} dB",
                 "mel distance": f"{comparison.mel_distance:.3f}",
+                **{_TITLES[name][0]: format(value, _TITLES[name][1]) for name, value in judged.items()},
                 "compared": f"{comparison.seconds:.2f} s",
                 "picture": str(picture),
             }
@@ -80,3 +90,17 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:  # Matplotlib refuses the suffix
         raise InputError(f"{picture}: {error}") from error
     return OK
+
+
+def _judge(reference, estimate, whisper: str | None) -> tuple[dict[str, float], list[str]]:
+    """Return what the installed judges say, by name, and notes on what could not be judged."""
+    from wavcube_plugins.evaluation.judges import installed_judges
+    from wavcube_plugins.evaluation.metrics import MetricError
+
+    judged, notes = {}, []
+    for name, judge in installed_judges(whisper).items():
+        try:
+            judged[name] = judge(reference, estimate, _RATE)
+        except MetricError as error:
+            notes.append(str(error))
+    return judged, notes

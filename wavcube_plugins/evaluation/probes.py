@@ -165,11 +165,10 @@ def phone_probe(train: Sequence[PhoneItem], test: Sequence[PhoneItem], num_label
 
 def fit_phone_probe(train: Sequence[PhoneItem], num_labels: int) -> LinearProbe:
     """Fit a phone probe on all frames of some utterances, which must all have labels."""
-    if not train or any(item.labels is None for item in train):
+    labels = [item.labels for item in train if item.labels is not None]
+    if not train or len(labels) < len(train):
         raise ValueError("a phone probe is trained on utterances whose frames all have labels")
-    return fit_probe(
-        torch.cat([item.features for item in train]), torch.cat([item.labels for item in train]), num_labels
-    )
+    return fit_probe(torch.cat([item.features for item in train]), torch.cat(labels), num_labels)
 
 
 def score_phones(probe: LinearProbe, items: Sequence[PhoneItem], *, silence: int) -> PhoneScores:

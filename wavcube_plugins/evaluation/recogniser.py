@@ -205,8 +205,9 @@ def _prepare(recogniser: PhoneRecogniser, folder: Path, records: Sequence[dict],
 def _fit(head: _Head, items: list[tuple], epochs: int, seed: int, progress: bool) -> None:
     head.train()
     for module in head.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
     batches = -(-len(items) // _BATCH)
     optimizer = torch.optim.AdamW(head.parameters(), _RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=epochs * batches)

@@ -233,6 +233,7 @@ class StepSampler(Sampler):
 
     Attributes:
         steps: The steps that the next iteration goes over.
+        stopped: Set to True, it ends the iteration that is going on.
     """
 
     def __init__(
@@ -248,7 +249,7 @@ class StepSampler(Sampler):
             raise ValueError(f"the parts of the mixture have {sum(mixture.sizes)} utterances, the data {size}")
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.rank, self.world_size, self.mixture = rank, world_size, mixture
-        self.steps = range(0)
+        self.steps, self.stopped = range(0), False
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     def __len__(self) -> int:
@@ -256,6 +257,8 @@ class StepSampler(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in self.steps:
+            if self.stopped:
+                return
             first = (step * self.world_size + self.rank) * self.batch_size
             yield [self._key(first + offset) for offset in range(self.batch_size)]
 

@@ -113,7 +113,7 @@ def generator_loss(generated_scores: Sequence[Tensor]) -> Tensor:
 def feature_matching_loss(real: Sequence[Sequence[Tensor]], generated: Sequence[Sequence[Tensor]]) -> Tensor:
     """Return the distance of the discriminators' inner layers: summed over layers, averaged over discriminators."""
     losses = [
-        sum(F.l1_loss(b.float(), a.float().detach()) for a, b in zip(ours, theirs, strict=True))
+        torch.stack([F.l1_loss(b.float(), a.float().detach()) for a, b in zip(ours, theirs, strict=True)]).sum()
         for ours, theirs in zip(real, generated, strict=True)
     ]
     return torch.stack(losses).mean()

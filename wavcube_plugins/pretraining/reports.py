@@ -14,7 +14,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from wavcube_plugins.audio import write_audio
 from wavcube_plugins.evaluation import MetricError, pesq, save_comparison, stoi
-from wavcube_plugins.evaluation.perceptual import UTMOS, SpeakerSimilarity, WordErrors
+from wavcube_plugins.evaluation.judges import DNSMOS, UTMOS, VoiceSimilarity, WordErrors
 from wavcube_plugins.evaluation.plots import comparison_figure
 
 # What the progress bar has room for.
@@ -35,7 +35,8 @@ class Report:
     Args:
         folder: The run's folder.
         sample_rate: In Hz.
-        settings: Which of `utmos`, `speaker_similarity` and `wer` to measure too.
+        settings: Which of `dnsmos`, `voice_similarity` and `utmos` to measure too, and for the words the Whisper that
+            `wer` names.
 
     Raises:
         ImportError: one of these three, or TensorBoard, is not installed; the message names the command that helps.
@@ -56,14 +57,13 @@ class Report:
             # A killed run left half a line, which must not take the next one with it.
             with open(self._lines, "a", encoding="utf-8") as file:
                 file.write("\n")
-        self._metrics = {"STOI": stoi, "PESQ-WB": pesq}
-        for name, wanted, metric in (
-            ("UTMOS", "utmos", UTMOS),
-            ("speaker similarity", "speaker_similarity", SpeakerSimilarity),
-            ("WER", "wer", WordErrors),
-        ):
+        self._metrics: dict[str, Callable[[Tensor, Tensor, int], float]] = {"STOI": stoi, "PESQ-WB": pesq}
+        judges = {"dnsmos": ("DNSMOS", DNSMOS), "voice_similarity": ("voice similarity", VoiceSimilarity)}
+        for wanted, (name, judge) in {**judges, "utmos": ("UTMOS", UTMOS)}.items():
             if settings.get(wanted):
-                self._metrics[name] = metric()
+                self._metrics[name] = judge()
+        if settings.get("wer"):
+            self._metrics["WER"] = WordErrors(str(settings["wer"]))
 
     @staticmethod
     def shorten(values: Mapping[str, float]) -> dict[str, str]:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,8 @@ class Generator(nn.Module):
     Raises:
         ValueError: another stage, a missing teacher, or one of another size.
     """
+
+    teacher: WavLM | None
 
     def __init__(self, model: WavCube, stage: int, teacher: WavLM | None = None, *, checkpointing: bool = False):
         super().__init__()
@@ -234,7 +237,7 @@ class PretrainingStep:
     ):
         self.generator, self.discriminators = generator, discriminators
         self.weights, self.schedule, self.discriminator_schedule = weights, schedule, discriminator_schedule
-        self.average = None if ema_decay is None else WeightAverage(unwrap(generator).model, ema_decay)
+        self.average = None if ema_decay is None else WeightAverage(cast(Generator, unwrap(generator)).model, ema_decay)
         self.seed, self.rank = seed, rank
         self.autocast, self.max_gradient_norm, self.most_skipped = autocast, max_gradient_norm, most_skipped
         self.device = next(generator.parameters()).device
@@ -268,21 +271,24 @@ class PretrainingStep:
         if self.average is not None:
             self.average.steps = state.get("averaged", 0)
 
-    def __call__(self, waveforms: Tensor, step: int) -> StepResult:
+    def __call__(self, waveforms: Tensor, step: int, scheduled: int | None = None) -> StepResult:
         """Train on whole crops.
 
         Args:
             waveforms: (B, T), on any device.
             step: Counted from 0.
+            scheduled: The step at which schedule and discriminators stand, where that is another one: a run with a
+                time limit goes through its schedule by the clock.
 
         Raises:
             NonFiniteError: this was one batch too many without finite gradients.
         """
         waveforms = waveforms.to(self.device, non_blocking=True)
-        learning_rate = self.schedule(step)
+        scheduled = step if scheduled is None else scheduled
+        learning_rate = self.schedule(scheduled)
         seed_step(self.seed, step, self.rank)
         losses, norms, skipped = {}, {}, []
-        adversarial = step >= self.weights.adversarial_from
+        adversarial = scheduled >= self.weights.adversarial_from
 
         with self._autocast():
             output = self.generator(waveforms)
@@ -291,7 +297,7 @@ class PretrainingStep:
         if adversarial:
             loss = self._discriminator_losses(waveforms, fake.detach(), losses)
             own = self.discriminator_schedule
-            rate = learning_rate if own is None else own(step - int(self.weights.adversarial_from))
+            rate = learning_rate if own is None else own(scheduled - int(self.weights.adversarial_from))
             norms["discriminators"] = self._optimise("discriminators", loss, rate, skipped)
         loss = self._generator_losses(waveforms, output, adversarial, losses)
         norms["generator"] = self._optimise("generator", loss, learning_rate, skipped)
@@ -318,13 +324,13 @@ class PretrainingStep:
         with nullcontext() if self.average is None else self.average.applied(), self._autocast():
             output = unwrap(self.generator)(waveforms)
         losses = {"mel": mel_loss(self.log_mels, waveforms, output.reconstruction), **output.losses}
-        losses["semantic"] = sum(value for name, value in losses.items() if name.startswith("semantic_"))
+        losses["semantic"] = _semantic(losses)
         return losses, output.reconstruction
 
     def _discriminator_losses(self, real: Tensor, fake: Tensor, losses: dict[str, Tensor]) -> Tensor:
         with self._autocast():
             results = self.discriminators(torch.cat([real, fake]))
-        total = 0.0
+        total = real.new_zeros(())
         for kind, (scores, _) in results.items():
             reals, fakes = zip(*(score.chunk(2) for score in scores), strict=True)
             losses[f"disc_{kind}"] = discriminator_loss(reals, fakes)
@@ -339,7 +345,7 @@ class PretrainingStep:
         fake = output.reconstruction
         losses["mel"] = mel_loss(self.log_mels, real, fake)
         losses.update(output.losses)
-        losses["semantic"] = sum(value for name, value in output.losses.items() if name.startswith("semantic_"))
+        losses["semantic"] = _semantic(output.losses)
         total = weights.mel * losses["mel"] + weights.semantic * losses["semantic"]
         if "kl" in losses:
             total = total + weights.kl * losses["kl"]
@@ -379,6 +385,10 @@ class PretrainingStep:
 
     def _autocast(self):
         return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
+
+
+def _semantic(losses: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([value for name, value in losses.items() if name.startswith("semantic_")]).sum()
 
 
 def unwrap(module: nn.Module) -> nn.Module:
