@@ -8,6 +8,7 @@ do, or a format states none, the recording is everything up to the end of the fi
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -175,6 +176,7 @@ def write_audio(path: str | os.PathLike, waveform: Tensor, sample_rate: int = 16
     Raises:
         AudioError: the suffix names no format that we write, or the waveform is not mono, not floating point or not
             finite.
+        OSError: the file cannot be written; the error names it.
     """
     check_suffix(path)
     if waveform.ndim != 1:
@@ -187,15 +189,16 @@ def write_audio(path: str | os.PathLike, waveform: Tensor, sample_rate: int = 16
         raise AudioError(f"{path}: the waveform to write has samples that are NaN or infinite")
     samples = waveform.detach().float().clamp(-1, 1).cpu().numpy()
     container, encoding = _WRITERS[Path(path).suffix.lower()]
+    buffer = io.BytesIO()
     try:
-        with (
-            atomic_path(path) as temporary,
-            soundfile.SoundFile(_name(temporary), "w", sample_rate, 1, encoding, format=container) as file,
-        ):
+        with soundfile.SoundFile(buffer, "w", sample_rate, 1, encoding, format=container) as file:
             for begin in range(0, len(samples), _BLOCK):
                 file.write(samples[begin : begin + _BLOCK])
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{path}: cannot be written, {_reason(error)}") from error
+    # Not by libsndfile, which would not say why, such as that the disk is full.
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def check_suffix(path: str | os.PathLike) -> None:

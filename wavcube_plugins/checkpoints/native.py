@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from wavcube_plugins.checkpoints.names import CheckpointError
 from wavcube_plugins.config import WavCubeConfig, WavLMConfig
+from wavcube_plugins.errors import NAME_FAULTS
 from wavcube_plugins.files import atomic_path
 from wavcube_plugins.models.dtypes import parse_dtype
 from wavcube_plugins.models.wavcube import WavCube
@@ -81,6 +83,7 @@ def write_weights(
 
     Raises:
         CheckpointError: the folder cannot be written.
+        OSError: the disk is full, or takes no more for another reason; the error names the folder.
         InputError: an unknown dtype.
     """
     folder = Path(folder)
@@ -92,7 +95,14 @@ def write_weights(
             temporary.chmod(0o644)  # safetensors creates files that only their owner can read
         with atomic_path(folder / CONFIG_NAME) as temporary:
             temporary.write_text(json.dumps(description, indent=2) + "\n")
-    except (OSError, SafetensorError) as error:
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise CheckpointError(f"{folder}: cannot be written, {error}") from error
+        raise OSError(int(number[1]), os.strerror(int(number[1])), os.fspath(folder)) from error
+    except OSError as error:
+        if error.errno not in NAME_FAULTS:
+            raise
         raise CheckpointError(f"{folder}: cannot be written, {error}") from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import io
 import math
 import os
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from wavcube_plugins.errors import BAD_INPUT, FAILED, InputError
+from wavcube_plugins.errors import BAD_INPUT, DISK_FAULTS, FAILED, NAME_FAULTS, InputError
 
 if TYPE_CHECKING:
     import torch
@@ -25,11 +24,6 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "nano"
 DEBUG_VARIABLE = "WAVCUBE_DEBUG"
 DTYPES = ("float32", "bfloat16", "float16")
-
-# Errors about the name of a file, as opposed to those of the disk, which every other file would meet too.
-NAME_FAULTS = {
-    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP,
-}  # fmt: skip
 
 # Warnings and failures printed one by one; further ones are only counted.
 SHOWN = 20
@@ -337,10 +331,9 @@ def explain(error: Exception) -> tuple[int, str]:
         return BAD_INPUT, str(error)
     if isinstance(error, OSError):
         place = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        return (
-            BAD_INPUT if error.errno in NAME_FAULTS and place else FAILED,
-            f"{place}{(error.strerror or str(error)).lower()}",
-        )
+        code = BAD_INPUT if error.errno in NAME_FAULTS and place else FAILED
+        what = "cannot be written, " if error.errno in DISK_FAULTS else ""
+        return code, f"{place}{what}{(error.strerror or str(error)).lower()}"
     if isinstance(error, ImportError):
         return FAILED, str(error)
     if "torch" in sys.modules:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wavcube_plugins.cli.common import DTYPES, add_command, check_folder, megabytes, model_argument, note, say
+from wavcube_plugins.cli.common import (
+    DTYPES,
+    add_command,
+    check_folder,
+    check_writable,
+    megabytes,
+    model_argument,
+    note,
+    say,
+)
 from wavcube_plugins.errors import OK, InputError
 
 
@@ -30,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not source.is_file():
         raise InputError(f"{source}: {'is a folder, not a .ckpt file' if source.is_dir() else 'no such file'}")
     check_folder(destination)
+    check_writable(destination)
 
     import torch
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wavcube_plugins.cli.common import NAME_FAULTS, check_writable, explain, fail, note, note_overlooked, say
-from wavcube_plugins.errors import FAILED, OK, InputError
+from wavcube_plugins.cli.common import check_writable, explain, fail, note, note_overlooked, say
+from wavcube_plugins.errors import FAILED, NAME_FAULTS, OK, InputError
 
 if TYPE_CHECKING:
     from wavcube_plugins.models.wavcube import WavCube
