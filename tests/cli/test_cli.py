@@ -244,6 +244,7 @@ def shell(command, **options):
     return subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=120, **options)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-", "<&-", "<&- >&- 2>&-"])
 def test_closed_streams_do_not_stop_the_work(folder, closed):
     done = shell(f"wavcube encode mono.wav stereo.flac -o out --model tiny {closed}")
@@ -263,6 +264,7 @@ def test_a_full_stdout_is_one_line(folder):
     assert "Exception ignored" not in done.stderr
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(os.name != "posix", reason="there are no pipes with names elsewhere")
 def test_pipes_are_read(folder, run):
     run("encode", "mono.wav", "-o", "file.npy")

@@ -11,7 +11,10 @@ import pytest
 import soundfile
 from helpers.paths import GOLDEN
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits and streams of POSIX")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(os.name != "posix", reason="limits and streams of POSIX"),
+]
 
 # Runs several commands in one process, since each start costs seconds.
 PROGRAM = """
