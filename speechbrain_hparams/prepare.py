@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Makes the manifests of a corpus, which a recipe otherwise does itself when it is trained with --data_folder.
+"""Makes the manifests of a corpus, as a recipe does when it is trained with --data_folder.
 
     python speechbrain_hparams/prepare.py librispeech LibriSpeech/ manifests/
     python speechbrain_hparams/prepare.py librispeech LibriSpeech/ manifests/ --train "[train-clean-100]"
     python speechbrain_hparams/prepare.py voicebank VoicebankDEMAND/ manifests/ --resample False
 
-Options are those of `wavcube_plugins.speechbrain.corpora.prepare_*`. Train with them by `--manifests manifests/
---data_folder LibriSpeech/ --prepare null`.
+Options are those of `wavcube_plugins.speechbrain.corpora.prepare_*`. Train on the result with
+`--manifests manifests/ --data_folder LibriSpeech/` and the same options, for instance
+`--train_splits "[train-clean-100]"`.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,6 @@ def _moved(path: str, name: str) -> str:
 def _with_values(arguments: list[str]) -> list[str]:
     """Let switches stand alone: `--mini` for `--mini True`."""
     result: list[str] = []
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         result += [word, "True"] if word in _SWITCHES and following not in ("True", "False") else [word]
     return result
