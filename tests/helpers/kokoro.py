@@ -50,6 +50,7 @@ def build(path, *, durations=True, frames=FRAMES):
 
 def build_folder(folder, **pitches):
     """A folder of weights as Kokoro's, with a voice of each name that hums at that pitch in Hz."""
+    folder.mkdir(exist_ok=True)
     build(folder / "model.onnx")
     (folder / "vocab.json").write_text(json.dumps({"vocab": {c: i + 1 for i, c in enumerate(LETTERS)}}))
     (folder / "voices").mkdir()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import soundfile
+from helpers.kokoro import build_folder
 
 from wavcube_plugins.synthetic.mini import EMOTIONS, KEYWORDS, TASKS, draw_command, make_mini, read_mini
 
@@ -148,3 +149,23 @@ def test_other_misuse_is_said(sets, tmp_path):
         make_mini(tmp_path / "one", "read", speakers=1)
     with pytest.raises(FileNotFoundError, match="make_mini"):
         read_mini(tmp_path, "train")
+
+
+def test_kokoro_speaks_mini_sets_too(tmp_path):
+    voices = build_folder(tmp_path / "kokoro", af_one=200.0, bf_two=250.0, am_one=120.0, bm_two=100.0, zf_six=300.0)
+    options = {"speakers": 4, "progress": False, "engine": "kokoro", "voices": str(voices)}
+    make_mini(tmp_path / "read", "read", {"train": 5}, **options)
+    records = read_mini(tmp_path / "read", "train")
+    assert [record["gender"] for record in records] == ["f", "m", "f", "m", "f"]
+    for record in records:
+        wave, rate = soundfile.read(tmp_path / "read" / record["path"])
+        assert rate == 16000 and len(wave) / rate == pytest.approx(record["duration"])
+        assert [word for word, _, _ in record["words"]] == record["text"].split()
+        assert record["phones"][-1][2] == pytest.approx(record["duration"], abs=1e-4)
+        # Everybody hums as their own voices do: a blend of two English ones of one sex.
+        pitch = np.abs(np.fft.rfft(wave[:16000])).argmax() * rate / 16000
+        assert (200 <= pitch <= 250) if record["gender"] == "f" else (100 <= pitch <= 120)
+    with pytest.raises(ValueError, match="another set of speech"):
+        make_mini(tmp_path / "read", "read", {"train": 5}, speakers=4, progress=False)
+    with pytest.raises(ValueError, match="only espeak-ng speaks with emotions"):
+        make_mini(tmp_path / "emotion", "emotion", {"train": 5}, **options)

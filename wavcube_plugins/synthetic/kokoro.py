@@ -129,6 +129,10 @@ class KokoroSynthesiser:
         inputs = [item.name for item in self._session.get_inputs()]
         self._tokens_name = next((name for name in ("tokens", "input_ids") if name in inputs), inputs[0])
 
+    def close(self) -> None:
+        """Remove what the engine keeps on disk; it also goes when the object does."""
+        self._espeak.close()
+
     def __reduce__(self):
         return _unpickle, (self._source, self.sample_rate, self._threads)
 

@@ -5,7 +5,8 @@
 >>> read_mini("mini/read", "train")[0]["text"]
 'her brother found a red coat near the river'
 
-espeak-ng says sentences of a small vocabulary, with voices that differ in accent, throat, rate and pitch. A record has
+espeak-ng, or Kokoro on request, says sentences of a small vocabulary, with voices that differ in accent, throat,
+rate and pitch. A record has
 
     id, path (relative to the folder), duration (s), speaker, gender ("f" or "m"), text (small letters, no punctuation),
     phones [[label, start, end], ...] and words [[word, start, end], ...], in seconds
@@ -29,9 +30,11 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -39,8 +42,9 @@ from tqdm import tqdm
 
 from wavcube_plugins.audio import resample
 from wavcube_plugins.files import atomic_path
-from wavcube_plugins.synthetic.espeak import EspeakSynthesiser, Voice
-from wavcube_plugins.synthetic.speech import SynthesisError
+from wavcube_plugins.synthetic.espeak import Voice
+from wavcube_plugins.synthetic.kokoro import KokoroSynthesiser, KokoroVoice
+from wavcube_plugins.synthetic.speech import SynthesisError, open_engine
 
 SAMPLE_RATE = 16000
 TASKS = ("read", "verification", "keywords", "commands", "emotion", "mixture", "noisy")
@@ -69,13 +73,13 @@ class MiniSpeaker:
     Args:
         name: Unique in the set.
         gender: "f" or "m".
-        voice: For espeak-ng.
+        voice: For espeak-ng or Kokoro.
         speed: Factor by which the speech is played faster, which changes the length of the throat.
     """
 
     name: str
     gender: str
-    voice: Voice
+    voice: Voice | KokoroVoice
     speed: float
 
 
@@ -87,6 +91,8 @@ def make_mini(
     speakers: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    engine: str = "espeak",
+    voices: str | None = None,
 ) -> None:
     """Make a set, or what is missing of it: FOLDER/train.jsonl, FOLDER/train/<id>.wav and so on for valid and test.
 
@@ -100,10 +106,12 @@ def make_mini(
         speakers: How many, 12 if not given; `emotion` always has ten.
         seed: Another one gives another set with other speakers.
         progress: Show a progress bar.
+        engine: Who speaks: `espeak`, or `kokoro` for natural voices, which have no emotions.
+        voices: Kokoro's weights: a folder, or a name on the Hugging Face hub.
 
     Raises:
-        ValueError: no such task or split, a number below 1, or the folder holds another set.
-        ImportError: espeak-ng's library is missing; the message names the command that installs it.
+        ValueError: no such task, split or engine, a number below 1, or the folder holds another set.
+        ImportError: a package of the engine is missing; the message names the command that installs it.
     """
     folder = Path(folder)
     sizes = dict(SIZES if sizes is None else sizes)
@@ -117,15 +125,20 @@ def make_mini(
     speakers = _SPEAKERS if speakers is None else speakers
     if speakers < 2:
         raise ValueError(f"a set needs at least two speakers, got {speakers}")
+    if task == "emotion" and engine != "espeak":
+        raise ValueError(f"only espeak-ng speaks with emotions; {engine} has none")
     settings = {"task": task, "speakers": speakers, "seed": seed}
+    if engine != "espeak":
+        settings["engine"] = engine
     _claim(folder, settings)
     made = {split: read_mini(folder, split) if (folder / f"{split}.jsonl").is_file() else [] for split in sizes}
     todo = {split: count for split, count in sizes.items() if len(made[split]) != count}
     if not todo:
         return
     total = sum(max(0, count - len(made[split])) for split, count in todo.items())
+    synthesiser = open_engine(engine, voices=voices, sample_rate=SAMPLE_RATE)
     with (
-        EspeakSynthesiser(sample_rate=SAMPLE_RATE) as synthesiser,
+        closing(synthesiser),
         tqdm(total=total, desc=f"mini {task}", unit="utt", disable=not progress) as bar,
     ):
         studio = _Studio(synthesiser, task, speakers, seed)
@@ -168,9 +181,18 @@ def _generator(*parts: object) -> random.Random:
     return random.Random(int.from_bytes(digest[:8], "big"))
 
 
-def make_speakers(count: int, seed: int, group: str) -> list[MiniSpeaker]:
-    """Return speakers, women and men in turn; the first ones are the same however many are asked for."""
+def make_speakers(count: int, seed: int, group: str, natural: Sequence[str] = ()) -> list[MiniSpeaker]:
+    """Return speakers, women and men in turn; the first ones are the same however many are asked for.
+
+    Args:
+        count: How many.
+        seed: Another one gives others.
+        group: Of the speakers; no two groups have the same one.
+        natural: Names of Kokoro's voices, of which each speaker is a blend; none for espeak-ng's.
+    """
     speakers = []
+    if natural:
+        return [_natural_speaker(index, seed, group, natural) for index in range(count)]
     for index in range(count):
         generator = _generator(seed, "speaker", group, index)
         gender = "fm"[index % 2]
@@ -186,14 +208,28 @@ def make_speakers(count: int, seed: int, group: str) -> list[MiniSpeaker]:
     return speakers
 
 
+def _natural_speaker(index: int, seed: int, group: str, voices: Sequence[str]) -> MiniSpeaker:
+    generator = _generator(seed, "natural speaker", group, index)
+    gender = "fm"[index % 2]
+    # English voices; the second letter of a name is its sex.
+    names = [name for name in voices if name[0] in "ab" and name[1:2] == gender]
+    if not names:
+        raise SynthesisError(f"Kokoro has no English voice for {'women' if gender == 'f' else 'men'} among these")
+    first, second = generator.choice(names), generator.choice(names)
+    share = generator.randint(50, 90) / 100
+    voice = KokoroVoice(((first, share), (second, 1 - share)), generator.randint(90, 110) / 100)
+    return MiniSpeaker(f"{group}{index:02d}", gender, voice, 1.0)
+
+
 class _Studio:
-    def __init__(self, synthesiser: EspeakSynthesiser, task: str, speakers: int, seed: int):
+    def __init__(self, synthesiser: Any, task: str, speakers: int, seed: int):
         self.synthesiser, self.task, self.seed = synthesiser, task, seed
         self.counts: dict[str, int] = {}  # phones of words
-        self.speakers = {split: make_speakers(speakers, seed, "spk") for split in SPLITS}
+        natural = synthesiser.voices() if isinstance(synthesiser, KokoroSynthesiser) else ()
+        self.speakers = {split: make_speakers(speakers, seed, "spk", natural) for split in SPLITS}
         if task == "verification":
             self.speakers |= {
-                split: make_speakers(count, seed, f"new{split}") for split, count in _NEW_SPEAKERS.items()
+                split: make_speakers(count, seed, f"new{split}", natural) for split, count in _NEW_SPEAKERS.items()
             }
         if task == "emotion":
             cast = make_speakers(2 * SESSIONS, seed, "Ses")
@@ -223,6 +259,8 @@ class _Studio:
     def _say(self, text: str, speaker: MiniSpeaker, voice: Voice | None = None) -> tuple[np.ndarray, dict]:
         """Return samples (T,), peak-normalised, and the labels of a text."""
         speech = self.synthesiser.speak(text, voice or speaker.voice)
+        if not speech.words:
+            raise SynthesisError(f"the times of the words are unknown in {text!r}")
         samples = resample(speech.waveform, round(SAMPLE_RATE * speaker.speed), SAMPLE_RATE).numpy()
         samples = samples * (_PEAK / max(float(np.abs(samples).max()), 1e-9))
         end = len(samples) / SAMPLE_RATE
@@ -270,7 +308,7 @@ class _Studio:
                 return self._say(draw(generator), speaker)
             except SynthesisError:
                 continue
-        raise SynthesisError(f"{speaker.voice.name} could say none of fifty sentences")
+        raise SynthesisError(f"{speaker.name} could say none of fifty sentences")
 
     def _plain(self, name, split, index, speaker, generator):
         samples, labels = self._say_one(draw_sentence, speaker, generator)

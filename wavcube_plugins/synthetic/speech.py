@@ -65,6 +65,10 @@ class Engine(Protocol):
         """List the names of its voices."""
         ...
 
+    def close(self) -> None:
+        """Remove what it keeps on disk."""
+        ...
+
 
 def open_engine(name: str, *, voices: str | None = None, sample_rate: int = 16000) -> Engine:
     """Open an engine by its name.
