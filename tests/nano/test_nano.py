@@ -315,6 +315,12 @@ def test_batches_depend_on_the_step_alone(teacher, options):
     second.epoch = 1
     again = second[5]
     assert torch.equal(expected["waveforms"], again["waveforms"])
+    # The last epoch is shorter than the others where the steps end within it.
+    second.epoch = 3
+    assert len(first) == 10 and len(second) == 0
+    shorter = teacher.TrainBatches([(reader, records)], hparams | {"steps": 13})
+    shorter.epoch = 2
+    assert len(shorter) == 3
     kinds = {"labels" in first[index] for index in range(10)}
     assert kinds == {True, False}
 

@@ -155,10 +155,15 @@ class TrainBatches(Dataset):
         return groups
 
     def __len__(self) -> int:
-        return self.hparams["steps_per_epoch"]
+        # The last epoch ends with the last step.
+        return max(0, min(self.hparams["steps_per_epoch"], self.hparams["steps"] - self._first))
+
+    @property
+    def _first(self) -> int:
+        return (self.epoch - 1) * self.hparams["steps_per_epoch"]
 
     def __getitem__(self, index: int) -> dict:
-        step = min((self.epoch - 1) * len(self) + index, self.hparams["steps"] - 1)
+        step = self._first + index
         whole, number = self.plan[step]
         if whole:
             order = _order(self.hparams["seed"], "whole", number // len(self.whole), len(self.whole))
