@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,6 +122,7 @@ def comparison_figure(
         axes.set_ylabel("Hz", color=_INK)
         axes.tick_params(labelbottom=row == 1, colors=_INK, labelsize=8)
     axes.set_xlabel("seconds", color=_INK)
+    assert image is not None  # there are always two rows
     bar = figure.colorbar(image, cax=figure.add_subplot(grid[:, 1]))
     bar.set_label("dB", color=_INK)
     bar.ax.tick_params(colors=_INK, labelsize=8)
@@ -153,7 +155,8 @@ def curves_figure(
                 marker="o",
                 markersize=3.5,
             )
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    locator: Any = axes.xaxis.get_major_locator()
+    locator.set_params(integer=True)
     axes.grid(color=_FAINT, linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_FAINT)

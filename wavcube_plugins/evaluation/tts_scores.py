@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from wavcube_plugins.data.kaldi import KaldiError, read_table
 from wavcube_plugins.errors import BAD_INPUT, OK
@@ -45,7 +46,7 @@ def score_text(reference: str | os.PathLike, hypothesis: str | os.PathLike) -> d
 
 
 def score_speech(
-    phones: str | os.PathLike, *recordings: str | os.PathLike, cache: Path | None = None, **training: int
+    phones: str | os.PathLike, *recordings: str | os.PathLike, cache: Path | None = None, **training: Any
 ) -> list[dict[str, float]]:
     """Score recordings by the project's own phone recogniser, which knows synthesised voices alone.
 

@@ -35,9 +35,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wavcube_plugins import load_model
 from wavcube_plugins.audio import AUDIO_SUFFIXES, AudioError, AudioWarning, read_audio, write_audio
-from wavcube_plugins.checkpoints import CheckpointError
+from wavcube_plugins.checkpoints import CheckpointError, load_model
 from wavcube_plugins.checkpoints.backbones import load_backbone
 from wavcube_plugins.errors import InputError
 from wavcube_plugins.evaluation import Comparison, compare, save_comparison

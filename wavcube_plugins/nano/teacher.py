@@ -169,7 +169,7 @@ class TeacherBrain(sb.Brain):
             ("right", "frames", "errors_espeak", "phones_espeak", "errors_pico", "phones_pico"), 0
         )
         if stage == sb.Stage.TRAIN:
-            self.batches.epoch = epoch
+            self.batches.epoch = epoch or 1
             self.distances: list[float] = []
 
     def on_fit_batch_start(self, batch, should_step):
@@ -200,6 +200,7 @@ class TeacherBrain(sb.Brain):
         scores = self.scores()
         self.results = {f"valid_{name}": value for name, value in scores.items()}
         self.hparams.train_logger.log_stats({"epoch": epoch, "steps": self.optimizer_step}, self.train_losses, scores)
+        assert self.checkpointer is not None  # `train` gives it one
         self.checkpointer.save_and_keep_only(meta={"epoch": epoch} | scores, num_to_keep=1)
         self.export()
 

@@ -177,7 +177,8 @@ def check_scores(scores: object) -> list[dict[str, float | str]]:
 
 def last_validation(run: str | os.PathLike, step: int | None) -> tuple[int, list[dict[str, float | str]]]:
     """Return the last validation of a run up to a step, and its scores as rows; none before the first one."""
-    found, scores = 0, {}
+    found: int = 0
+    scores: dict[str, Any] = {}
     path = Path(run) / "progress.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for text in lines:

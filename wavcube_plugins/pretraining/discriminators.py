@@ -6,6 +6,7 @@ State dict names are those of the public checkpoints below `multiperioddisc.` an
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +83,7 @@ class BandDiscriminator(nn.Module):
         features, parts = [], []
         for (low, high), convs in zip(self.bands, self.band_convs, strict=True):
             x = spectrum[..., low:high]
-            for index, conv in enumerate(convs):
+            for index, conv in enumerate(cast(nn.ModuleList, convs)):
                 x = F.leaky_relu(conv(x), SLOPE)
                 if index:
                     features.append(x)
@@ -120,6 +121,6 @@ class Discriminators(nn.Module):
         """Return, for `mp` (multi-period) and `mrd` (multi-resolution), the scores and inner features of (B, T)."""
         results = {}
         for kind, group in (("mp", self.multiperioddisc), ("mrd", self.multiresddisc)):
-            pairs = [discriminator(waveforms) for discriminator in group["discriminators"]]
+            pairs = [discriminator(waveforms) for discriminator in cast(nn.ModuleList, group["discriminators"])]
             results[kind] = ([scores for scores, _ in pairs], [features for _, features in pairs])
         return results

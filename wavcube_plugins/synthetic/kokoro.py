@@ -196,7 +196,7 @@ class KokoroSynthesiser:
         """Return audio (T,) at 24 kHz, and for each letter and the two ends how many frames of 25 ms it lasts."""
         tokens = [0, *(self._letters[letter] for letter in letters), 0]
         row = style[min(len(letters), len(style)) - 1]
-        outputs: list[Any] = self._session.run(
+        outputs: Any = self._session.run(
             None,
             {
                 self._tokens_name: np.array([tokens], np.int64),

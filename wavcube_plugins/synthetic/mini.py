@@ -226,7 +226,9 @@ class _Studio:
         self.synthesiser, self.task, self.seed = synthesiser, task, seed
         self.counts: dict[str, int] = {}  # phones of words
         natural = synthesiser.voices() if isinstance(synthesiser, KokoroSynthesiser) else ()
-        self.speakers = {split: make_speakers(speakers, seed, "spk", natural) for split in SPLITS}
+        self.speakers: dict[str, list[MiniSpeaker]] = {
+            split: make_speakers(speakers, seed, "spk", natural) for split in SPLITS
+        }
         if task == "verification":
             self.speakers |= {
                 split: make_speakers(count, seed, f"new{split}", natural) for split, count in _NEW_SPEAKERS.items()

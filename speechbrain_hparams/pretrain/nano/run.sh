@@ -16,10 +16,11 @@
 #   GPU=1       large batches, and discriminators in the last third
 #   LIMIT       minutes for stage 2 on one GPU or core; its schedule then ends with the time
 #   STEPS       of stage 2 without a limit (40000)
+#   QUICK=1     a few steps of everything, to see whether it works
 set -euo pipefail
 
 if [[ $# -lt 1 || $1 == -h || $1 == --help ]]; then
-    sed -n '2,21p' "$0" | sed 's/^# \{0,1\}//'
+    sed -n '2,22p' "$0" | sed 's/^# \{0,1\}//'
     exit 0
 fi
 work=$1
@@ -41,16 +42,28 @@ else
     batches=(--batch_size 12 --num_workers 1)
     teacher=(--batch_crops 12)
 fi
+first=() made=() measured=() ablation=500
+if [[ ${QUICK:-} == 1 ]]; then
+    steps=4
+    batches=(--batch_size 2 --num_workers 0 --warmup_steps 1 --valid_size 2)
+    teacher=(--batch_crops 2 --steps 2 --steps_per_epoch 1)
+    first=(--total_steps 2)
+    ablation=2
+    made=(--valid 2 --test 8 --workers 0)
+    measured=(--quick)
+fi
 
 # Speech: Kokoro's voices, and a fifth as much by espeak-ng and SVOX Pico, which is built from source if it can be.
 if [[ -n ${NATURAL:-} ]]; then
     "$python" -m wavcube_plugins.nano.corpus "$work/natural" --take "$NATURAL" --hours "${HOURS:-10}"
 else
     "$python" -m wavcube_plugins.nano.corpus "$work/natural" --engine kokoro --voices "$voices" \
-        --hours "${HOURS:-5}" ${SENTENCES:+--sentences "$SENTENCES"}
+        --hours "${HOURS:-5}" "${made[@]}" ${SENTENCES:+--sentences "$SENTENCES"}
 fi
-"$python" -c 'import ttspico' 2>/dev/null || "$python" -m pip install --quiet ttspico || true
-"$python" -m wavcube_plugins.nano.corpus "$work/robots" --hours "${ROBOT_HOURS:-1.5}"
+if [[ ${QUICK:-} != 1 ]]; then
+    "$python" -c 'import ttspico' 2>/dev/null || "$python" -m pip install --quiet ttspico || true
+fi
+"$python" -m wavcube_plugins.nano.corpus "$work/robots" --hours "${ROBOT_HOURS:-1.5}" "${made[@]}"
 corpus=(--train "[$work/natural/train.jsonl, $work/robots/train.jsonl]" --train_weights "[4, 1]"
     --valid "$work/natural/valid.jsonl" --disturb True --precision "$precision" --device "$device")
 
@@ -59,7 +72,7 @@ corpus=(--train "[$work/natural/train.jsonl, $work/robots/train.jsonl]" --train_
     --device "$device" --precision "$precision" "${teacher[@]}"
 
 "$python" "$pretrain/train.py" "$pretrain/stage1.yaml" --preset nano "${corpus[@]}" "${batches[@]}" \
-    --backbone "$work/teacher/export" --output_folder "$work/stage1"
+    "${first[@]}" --backbone "$work/teacher/export" --output_folder "$work/stage1"
 second=(--preset nano "${corpus[@]}" "${batches[@]}" --start "$work/stage1" --total_steps "$steps" --ema_decay 0.999)
 if [[ ${GPU:-} == 1 ]]; then
     second+=(--adversarial_from "$((steps * 2 / 3))" --discriminator_lr 0.0003)
@@ -68,10 +81,10 @@ fi
     ${LIMIT:+--time_limit "$LIMIT"}
 # The ablation: the same without the semantic anchoring loss, as far as tells the two apart.
 "$python" "$pretrain/train.py" "$pretrain/stage2.yaml" "${second[@]}" --output_folder "$work/no_anchoring" \
-    --semantic_weight 0 --stop_at 500
+    --semantic_weight 0 --stop_at "$ablation"
 
 "$python" -m wavcube_plugins.nano.measure --corpus "$work/natural" --stage1 "$work/stage1" --stage2 "$work/stage2" \
-    --no-anchoring "$work/no_anchoring" ${RECORDINGS:+--recordings "$RECORDINGS"} --out "$work/scores.json"
+    --no-anchoring "$work/no_anchoring" ${RECORDINGS:+--recordings "$RECORDINGS"} "${measured[@]}" --out "$work/scores.json"
 cat "$nano/card.md" "$work/scores.md" > "$work/notes.md"
 "$python" -m wavcube_plugins.cli export "$work/stage2" "$export" --dtype float16 --license apache-2.0 --notes "$work/notes.md" \
     --data "speech synthesised by Kokoro-82M, espeak-ng and SVOX Pico; no recordings"
