@@ -271,7 +271,8 @@ def train(hparams: dict, run_opts: Any) -> dict[str, float]:
         checkpointer,
     )
     brain.batches, brain.results = batches, {}
-    brain.fit(hparams["epoch_counter"], batches, _loader(splits["valid"]), train_loader_kwargs={"batch_size": None})
+    loading = {"batch_size": None, "num_workers": hparams["num_workers"]}
+    brain.fit(hparams["epoch_counter"], batches, _loader(splits["valid"]), train_loader_kwargs=loading)
     results = {}
     for name, new in (("valid", None), ("test_seen", False), ("test_unseen", True)):
         split = splits["valid" if new is None else "test"]

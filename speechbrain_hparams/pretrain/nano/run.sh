@@ -36,7 +36,7 @@ steps=${STEPS:-40000}
 if [[ ${GPU:-} == 1 ]]; then
     device=cuda
     batches=(--batch_size 64 --num_workers 8)
-    teacher=(--batch_crops 64 --steps 2000 --steps_per_epoch 500)
+    teacher=(--batch_crops 64 --steps 2000 --steps_per_epoch 500 --num_workers 12)
 else
     device=cpu
     batches=(--batch_size 12 --num_workers 1)
