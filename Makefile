@@ -9,6 +9,7 @@ DEMO        ?= demo_output
 NANO        ?= nano_work
 TTS         ?= tts_output
 SUPERB      ?= superb_mini
+FUZZ_CASES  ?= 150
 
 # One thread per test process: two processes with two threads each only wait for each other on two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
@@ -36,8 +37,8 @@ test: $(STAMP)  ## run all tests, offline, in $(WORKERS) processes
 test-fast: $(STAMP)  ## run the tests that take seconds
 	$(PYTEST) -m "not slow and not integration"
 
-fuzz: $(STAMP)  ## search for inputs that break the readers and commands, for minutes
-	FUZZ_CASES=500 $(BIN)/python -m pytest tests/fuzz --hypothesis-profile long
+fuzz: $(STAMP)  ## search for inputs that break the readers and commands, $(FUZZ_CASES) of each of 23 kinds; ten minutes on one core
+	FUZZ_CASES=$(FUZZ_CASES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz --hypothesis-profile long --timeout 7200
 
 lint: $(STAMP)  ## check style, formatting, layers and types
 	$(BIN)/ruff check .

@@ -318,6 +318,8 @@ def _open(path: str | os.PathLike, *, thorough: bool = False) -> Iterator[tuple[
         # soundfile asks for the sample rate of formats without a header, by their suffix (.raw).
         raise AudioError(f"{path}: not readable as audio, format without a header") from error
     with file:
+        if file.format == "RAW":  # what libsndfile takes a headerless .au, .vox or .gsm for
+            raise AudioError(f"{path}: not readable as audio, it has no header")
         if not _LOWEST_RATE <= file.samplerate <= _HIGHEST_RATE:
             raise AudioError(f"{path}: the header gives a sample rate of {file.samplerate} Hz, which no audio has")
         # libsndfile's mark for "unknown", left by encoders that wrote to a pipe.

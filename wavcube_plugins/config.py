@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 from wavcube_plugins.errors import InputError
 
+_MOST_LAYERS = 1000
+
 _Sizes = TypeVar("_Sizes", bound="_Config")
 
 
@@ -377,6 +379,9 @@ def _check_positive(config: Any, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise InputError(f"{name} must be at least 1, got {getattr(config, name)}")
+        # Models are built layer by layer, which would not end for the number in a damaged file.
+        if name.endswith("layers") and getattr(config, name) > _MOST_LAYERS:
+            raise InputError(f"{name} must be at most {_MOST_LAYERS}, got {getattr(config, name)}")
 
 
 def _check_choice(name: str, value: Any, choices: tuple) -> None:

@@ -107,3 +107,11 @@ def test_what_is_written_is_what_is_read(folder, samples, scale, suffix, rate):
         np.testing.assert_allclose(again, waveform.clamp(-1, 1).numpy(), rtol=0, atol=1.01 / 32768)
     elif suffix != ".mp3":
         assert len(again) == samples
+
+
+@pytest.mark.parametrize("suffix", [".au", ".vox", ".gsm", ".al", ".ul"])
+def test_bytes_without_a_header_are_no_audio(folder, suffix):
+    """libsndfile takes them for samples because of the suffix."""
+    path = folder / f"headerless{suffix}"
+    path.write_bytes(bytes(range(100)))
+    assert read(path, 8000) is None

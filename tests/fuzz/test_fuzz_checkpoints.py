@@ -84,6 +84,23 @@ def test_damaged_configurations(saved, copied, change):
         use(model)
 
 
+def test_a_number_of_layers_without_end(saved, copied):
+    description = json.loads((saved / "config.json").read_text())
+    for part, name in (("wavlm", "num_layers"), ("decoder", "num_layers"), ("decoder", "vocoder_layers")):
+        other = json.loads(json.dumps(description))
+        other["config"][part][name] = 10**9
+        (copied / "config.json").write_text(json.dumps(other))
+        with pytest.raises(InputError, match=f"{name} must be at most 1000"), guard():
+            load_model(copied)
+
+
+def test_a_small_file_that_claims_to_be_large(folder):
+    path = folder / "claims.ckpt"
+    path.write_bytes(b"X\x00\x00\x00\x7f")  # a text of two gigabytes in a pickle
+    with pytest.raises(InputError, match=r"claims\.ckpt: .* foreign file of 5 bytes"), guard():
+        load_model(path)
+
+
 def _places(value, path=()):
     """Yield the keys that lead to each value in a nested dictionary."""
     if isinstance(value, dict):

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from wavcube_plugins.audio import AudioError
 from wavcube_plugins.data.kaldi import KaldiError, read_table, write_table
-from wavcube_plugins.data.manifests import Manifest, ManifestError, read_manifest, write_manifest
+from wavcube_plugins.data.manifest_writing import write_manifest
+from wavcube_plugins.data.manifests import Manifest, read_manifest
+from wavcube_plugins.data.utterance import ManifestError
 
 SECONDS = 0.5
 KEYS = ("audio_filepath", "audio", "path", "id", "utt", "start", "offset", "duration", "channel", "recording", "type",
@@ -97,8 +99,8 @@ def test_what_is_listed_is_what_is_read(folder, corpus, listed, kind, layout):
         assert abs(length - (end - start)) < 2 / 16000
 
 
-def check_all_readers(path):
-    """Every reader gives utterances or one sentence; where both readers work they agree."""
+def check_all_readers(path, *, by_line=True):
+    """Every reader gives utterances or one sentence; they agree, but that a JSON array cannot be read line by line."""
     found = single = None
     try:
         with guard():
@@ -119,7 +121,7 @@ def check_all_readers(path):
                 check_message(error, path)
                 single = None
                 break
-    if found is not None and path.suffix != ".gz":
+    if found is not None and path.suffix != ".gz" and by_line:
         assert single is not None and found == list({one.id: one for one in single}.values())
     event("refused" if found is None else "read")
     try:
@@ -171,7 +173,7 @@ def test_json_of_any_kind_is_read_or_refused(folder, corpus, values):
 def test_a_json_array_is_read_or_refused(folder, corpus, values, whole):
     path = folder / "array.jsonl"
     path.write_text(json.dumps(values, indent=None if whole else 1), encoding="utf-8")
-    check_all_readers(path)
+    check_all_readers(path, by_line=False)
 
 
 @given(data=st.one_of(st.binary(max_size=200), st.text(max_size=100).map(lambda text: text.encode("utf-8", "replace"))),

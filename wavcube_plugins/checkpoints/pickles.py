@@ -12,6 +12,9 @@ import torch
 from wavcube_plugins.checkpoints.names import CheckpointError
 from wavcube_plugins.checkpoints.native import reason
 
+# Bytes of a file that always fits into memory.
+_SMALL = 1 << 20
+
 # How PyTorch's allocators say that memory has run out.
 _NO_MEMORY = re.compile("cannot allocate memory|not enough memory|can't allocate memory", re.IGNORECASE)
 
@@ -26,8 +29,11 @@ def read_torch(path: Path) -> Any:
     """
     try:
         return _load(path)
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        if path.stat().st_size > _SMALL:
+            raise
+        # The file claims to hold more than it does.
+        raise CheckpointError(_foreign(path)) from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read, {reason(error)}") from error
     except pickle.UnpicklingError as error:
@@ -37,9 +43,11 @@ def read_torch(path: Path) -> Any:
     except Exception as error:  # a foreign file makes the unpickler fail in ways that are documented nowhere
         if isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)):
             raise MemoryError(f"{path}: {error}") from error
-        raise CheckpointError(
-            f"{path}: expected a PyTorch checkpoint, found a truncated or foreign file of {path.stat().st_size:,} bytes"
-        ) from error
+        raise CheckpointError(_foreign(path)) from error
+
+
+def _foreign(path: Path) -> str:
+    return f"{path}: expected a PyTorch checkpoint, found a truncated or foreign file of {path.stat().st_size:,} bytes"
 
 
 def _load(path: Path) -> Any:
