@@ -1,18 +1,23 @@
 """The teacher learns what a Whisper encoder hears: targets frame by frame, several corpora, disturbed input."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from helpers.kokoro import build_folder
 from helpers.paths import ROOT
 from hyperpyyaml import load_hyperpyyaml
 from safetensors.torch import load_file, save_file
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from wavcube_plugins import load_model
 from wavcube_plugins.config import WavCubeConfig
 from wavcube_plugins.errors import InputError
 from wavcube_plugins.nano import teacher
@@ -203,3 +208,30 @@ def test_training_may_start_from_an_encoder(corpora, weights, tmp_path):
     train(second)
     before, after = (load_file(folder / "model.safetensors") for folder in (export, tmp_path / "second" / "export"))
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_everything_that_makes_nano_goes_through(tmp_path):
+    # Kokoro's voices hum, and Whisper is a small one; everything else is as it is when nano is made.
+    voices = build_folder(tmp_path / "kokoro", af_a=200.0, bf_b=250.0, am_c=120.0, bm_d=100.0, af_e=220.0, am_f=140.0)
+    large = WhisperConfig(**{**CONFIG.to_dict(), "encoder_layers": 6})
+    WhisperModel(large).save_pretrained(tmp_path / "whisper")
+    own = {"VOICES": voices, "WHISPER": tmp_path / "whisper", "QUICK": 1, "HOURS": 0.02, "ROBOT_HOURS": 0.02}
+    own |= {"PYTHON": sys.executable, "PRECISION": "fp32", "OMP_NUM_THREADS": 1}
+    environment = {**os.environ, **{name: str(value) for name, value in own.items()}}
+    command = ["bash", str(SETTINGS.with_name("run.sh")), str(tmp_path / "work")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    export = tmp_path / "work" / "nano"
+    card = (export / "README.md").read_text()
+    assert "Kokoro-82M" in card and "frame accuracy" in card
+    assert (export / "model.safetensors").stat().st_size < 20e6
+    model = load_model(export)
+    assert model.trained and model.metadata["stage"] == "2"
+    teacher_weights = load_file(export / "teacher" / "model.safetensors")
+    assert all(torch.isfinite(weight).all() for weight in teacher_weights.values())
+    # A second start has nothing left to do but to measure and export.
+    before = (export / "model.safetensors").read_bytes()
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=800).returncode == 0
+    assert (export / "model.safetensors").read_bytes() == before
