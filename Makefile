@@ -43,6 +43,8 @@ fuzz: $(STAMP)  ## search for inputs that break the readers and commands, $(FUZZ
 lint: $(STAMP)  ## check style, formatting, layers and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(STAMP)  ## format the code and sort imports
 	$(BIN)/ruff check --fix .

@@ -145,7 +145,7 @@ def _encoder():
     encoder = VoiceEncoder(verbose=False)
 
     def embed(path: Path) -> np.ndarray:
-        vector = encoder.embed_utterance(preprocess_wav(path))
+        vector = np.asarray(encoder.embed_utterance(preprocess_wav(path)))
         return vector / np.linalg.norm(vector)
 
     return embed

@@ -9,6 +9,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import soundfile
@@ -251,7 +252,7 @@ def _snips(folder: Path, source: Path) -> None:
 
 def _vcc2020(folder: Path, source: Path) -> None:
     """Make two women and two men the targets and four others the sources; the targets record the references too."""
-    from wavcube_plugins.synthetic.espeak import EspeakSynthesiser
+    from wavcube_plugins.synthetic.espeak import EspeakSynthesiser, Voice
     from wavcube_plugins.synthetic.mini import draw_sentence, make_speakers
     from wavcube_plugins.synthetic.speech import SynthesisError
 
@@ -262,19 +263,20 @@ def _vcc2020(folder: Path, source: Path) -> None:
     numbers = {name: [f"E{first[name] + index}" for index in range(count)] for name, count in counts.items()}
     for name, found in numbers.items():
         write_text(folder / "lists" / name, _lines(found))
-    cast = make_speakers(8, 20, "vcc")
-    women, men = (iter([one for one in cast if one.gender == gender]) for gender in "fm")
-    people = {name: next(women if name[2] == "F" else men) for name in (*SOURCE_SPEAKERS, *TARGET_SPEAKERS)}
+    people = make_speakers(8, 20, "vcc")
+    women, men = (iter([one for one in people if one.gender == gender]) for gender in "fm")
+    names = (*SOURCE_SPEAKERS, *TARGET_SPEAKERS)
+    voices = {name: cast(Voice, next(women if name[2] == "F" else men).voice) for name in names}
     generator = random.Random(0)
     prompts = []
     with EspeakSynthesiser(sample_rate=_VC_RATE) as synthesiser:
         for name, found in numbers.items():
-            speakers = list(people) if name == "eval_list.txt" else list(TARGET_SPEAKERS)
+            speakers = names if name == "eval_list.txt" else TARGET_SPEAKERS
             for number in found:
                 while True:
                     text = draw_sentence(generator)
                     try:
-                        said = {who: synthesiser.speak(text, people[who].voice).waveform.numpy() for who in speakers}
+                        said = {who: synthesiser.speak(text, voices[who]).waveform.numpy() for who in speakers}
                         break
                     except SynthesisError:
                         continue  # an accent has a sound that the phone set does not name
