@@ -59,7 +59,7 @@ def test_lengths_of_any_kind(lengths):
         np.array([900.0, 400.0]),
         torch.tensor([900j, 400]),
         "900",
-        object(),
+        pytest.param(object(), id="object"),
     ],
     ids=str,
 )
