@@ -310,7 +310,7 @@ def _last_flac_sample(tail: bytes, block_size: int) -> int | None:
 
 
 def _flac_frame_header(header: bytes, block_size: int) -> tuple[int, int] | None:
-    """Return a frame's first sample and its number of samples, None if its checksum is wrong."""
+    """Return a frame's first sample and its number of samples, None if it is not the header of a frame."""
     if len(header) < 6:
         return None
     # The number of the frame, or of its first sample, is coded as UTF-8 codes a character.
@@ -323,6 +323,8 @@ def _flac_frame_header(header: bytes, block_size: int) -> tuple[int, int] | None
         number = number << 6 | byte & 0x3F
     position = 4 + count
     size_code, rate_code = header[2] >> 4, header[2] & 15
+    if size_code == 0:  # reserved, so these bytes are samples
+        return None
     if size_code in (6, 7):
         width = size_code - 5
         samples = int.from_bytes(header[position : position + width], "big") + 1
@@ -332,7 +334,7 @@ def _flac_frame_header(header: bytes, block_size: int) -> tuple[int, int] | None
     else:
         samples = 576 << (size_code - 2) if size_code < 6 else 256 << (size_code - 8)
     position += {12: 1, 13: 2, 14: 2}.get(rate_code, 0)
-    if size_code == 0 or _crc(header[:position], 8, 0x07) != header[position]:
+    if _crc(header[:position], 8, 0x07) != header[position]:
         return None
     return (number if header[1] & 1 else number * block_size), samples
 
