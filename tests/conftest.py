@@ -8,6 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else 
 
 import pytest
 import torch
+from helpers.lazy_modules import forget_lazy_modules
 from helpers.paths import GOLDEN, ROOT
 from safetensors.torch import load_file
 
@@ -20,6 +21,7 @@ def pytest_collection_modifyitems(items):
 
     Files with long tests come first, so that the short ones fill up the processes at the end.
     """
+    forget_lazy_modules()  # before hypothesis's own hook
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT / "tests").as_posix()))

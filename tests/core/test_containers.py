@@ -358,9 +358,9 @@ def test_damaged_bytes_give_the_truth_or_one_sentence(tmp_path, recordings, cont
 def test_flac_samples_that_look_like_the_header_of_a_frame(tmp_path):
     """Noise is stored as it is, and these samples are the bytes of a header with a reserved block size."""
     samples = np.random.default_rng(0).integers(-32768, 32768, 3000, dtype=np.int16)
-    samples[2500:2502] = (-8, 0x0041)  # ff f8 00 41
+    samples[2500:2503] = (-8, 0x0041, 0x0102)  # ff f8 00 41 01 02
     path = tmp_path / "noise.flac"
     soundfile.write(path, samples, 16000)
-    assert b"\xff\xf8\x00\x41" in path.read_bytes()
+    assert bytes.fromhex("fff800410102") in path.read_bytes()
     assert audio.read_info(path).num_frames == 3000
     assert np.array_equal((audio.read_audio(path) * 32768).numpy().astype(np.int16), samples)

@@ -6,6 +6,7 @@
 import os
 
 import pytest
+from helpers.lazy_modules import forget_lazy_modules
 from hypothesis import HealthCheck, settings
 
 COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True, "database": None}
@@ -16,6 +17,11 @@ settings.register_profile("long", max_examples=int(os.environ.get("FUZZ_CASES", 
 def pytest_configure(config):
     if not config.getoption("hypothesis_profile", None):
         settings.load_profile("short")
+
+
+@pytest.fixture(autouse=True)
+def importable_modules():
+    forget_lazy_modules()
 
 
 @pytest.fixture(scope="module")
