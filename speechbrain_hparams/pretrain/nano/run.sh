@@ -40,7 +40,7 @@ if [[ ${GPU:-} == 1 ]]; then
 else
     device=cpu
     batches=(--batch_size 12 --num_workers 1)
-    teacher=(--batch_crops 12)
+    teacher=(--batch_crops 12 --steps 8000 --steps_per_epoch 500)
 fi
 first=() made=() measured=() ablation=500
 if [[ ${QUICK:-} == 1 ]]; then
