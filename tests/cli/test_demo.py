@@ -84,7 +84,7 @@ def test_the_split_shares_speakers_but_no_sentences(utterances):
 
 
 def test_missing_speech_names_the_command_that_makes_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"python -m wavcube_plugins\.demo\.make_speech"):
+    with pytest.raises(FileNotFoundError, match=r"python -m wavcube_plugins\.synthetic\.make_speech"):
         bundled_speech(tmp_path)
 
 

@@ -263,10 +263,10 @@ def interrupt_at(monkeypatch, step):
     """Stop training as Ctrl-C does, before a step."""
     call = PretrainingStep.__call__
 
-    def interrupted(self, waveforms, number):
+    def interrupted(self, waveforms, number, *schedule):
         if number == step:
             raise KeyboardInterrupt
-        return call(self, waveforms, number)
+        return call(self, waveforms, number, *schedule)
 
     monkeypatch.setattr(PretrainingStep, "__call__", interrupted)
 
@@ -545,9 +545,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(train, here, capsys, case):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["nowhere.yaml"], "nowhere.yaml: no such file; the settings come first"),
-        (["empty"], "empty: is a folder; the settings come first"),
-        (["--train", "speech"], "speech: no such file; the settings come first"),
+        (["nowhere.yaml"], "nowhere.yaml: no such file; the hyperparameter file comes first"),
+        (["empty"], "empty: is a folder; the hyperparameter file comes first"),
+        (["--train", "speech"], "speech: no such file; the hyperparameter file comes first"),
         (["bad.txt", "--train", "speech"], "bad.txt: not a file of settings for train.py"),
         (["empty.jsonl", "--train", "speech"], "empty.jsonl: not a file of settings for train.py"),
         (["broken.yaml", "--train", "speech"], "broken.yaml: not a file of settings for train.py"),

@@ -332,7 +332,7 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, OSError):
         place = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         code = BAD_INPUT if error.errno in NAME_FAULTS and place else FAILED
-        what = "cannot be written, " if error.errno in DISK_FAULTS else ""
+        what = "cannot be written, " if place and error.errno in DISK_FAULTS else ""
         return code, f"{place}{what}{(error.strerror or str(error)).lower()}"
     if isinstance(error, ImportError):
         return FAILED, str(error)
