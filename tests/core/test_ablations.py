@@ -341,7 +341,7 @@ def test_every_variant_is_saved_and_loaded(variant, tmp_path):
     [
         ({"bottleneck": {"kind": "gan"}}, "kind must be one of ae, vae, sigma_vae, got 'gan'"),
         ({"bottleneck": {"frame_stride": 3}}, "frame_stride must be one of 1, 2, got 3"),
-        ({"bottleneck": {"sigma": -1.0}}, "sigma must not be negative"),
+        ({"bottleneck": {"sigma": -1.0}}, "sigma must be a number from 0 up, got -1.0"),
         ({"wavlm": {"extractor_mode": "default"}}, "extractor_mode must be one of layer_norm, group_norm"),
         ({"wavlm": {"conv_bias": 1}}, "wavlm.conv_bias must be bool, got 1"),
     ],

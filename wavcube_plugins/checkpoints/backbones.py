@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -267,8 +268,11 @@ def _rest_of_hugging_face(description: Mapping[str, Any], path: Path) -> WavLMCo
 def _rest(path: Path, **settings: Any) -> WavLMConfig:
     given = {name: value for name, value in settings.items() if value is not None}
     try:
-        # Any number of channels will do, since the tensors tell the right one.
-        return WavLMConfig.from_dict({"hidden_dim": 16 * given.get("num_heads", 16), **given})
+        # Any number of channels and buckets will do that fits the settings, since the tensors tell the right one.
+        rest = {"hidden_dim": 16 * given.get("num_heads", 16), **given}
+        if given.get("max_distance", math.inf) <= WavLMConfig().num_buckets // 4:
+            rest["num_buckets"] = 4
+        return WavLMConfig.from_dict(rest)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: its settings make no sense, {error}") from error
 
