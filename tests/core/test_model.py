@@ -112,7 +112,9 @@ def test_a_padded_batch_gives_what_each_item_gives_alone(preset):
 
 
 def test_padding_changes_no_gradient(golden_model):
-    items = [0.1 * torch.randn(length) for length in (9000, 5000, 399)]
+    # In double precision, where sums over other numbers of frames do not differ by their rounding.
+    golden_model.double()
+    items = [0.1 * torch.randn(length, dtype=torch.float64) for length in (9000, 5000, 399)]
 
     def loss(waveforms, lengths):
         output = golden_model(waveforms, lengths)
@@ -131,11 +133,11 @@ def test_padding_changes_no_gradient(golden_model):
         item = item[None].requires_grad_()
         loss(item, None).backward()
         scale = item.grad.abs().max()
-        assert difference(batch.grad[index, : item.shape[1]] / scale, item.grad[0] / scale) < 1e-4
+        assert difference(batch.grad[index, : item.shape[1]] / scale, item.grad[0] / scale) < 1e-6
         assert not batch.grad[index, item.shape[1] :].any()
     for name, gradient in gradients().items():
         scale = gradient.abs().max().clamp_min(1e-3)
-        assert difference(together[name] / scale, gradient / scale) < 1e-4, name
+        assert difference(together[name] / scale, gradient / scale) < 1e-6, name
     assert len(together) == len(list(golden_model.parameters()))
 
 
